@@ -1,0 +1,175 @@
+"""Plan: what every tensor is quantised to. Passes take a plan and return a new one.
+
+Activations are keyed by the float graph's value name, weights and biases by the name of the unit
+(the float node) that uses them, so that a tensor shared by two layers may have two precisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ptq.errors import InvalidModelError
+from ptq.grid import Codes, Grid
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ActivationPlan:
+    """An affine activation: value = scale * (code - zero_point), code in low .. high.
+
+    The codes live in uint8 containers whatever `grid.bits` is. zero_point is even, so that adding
+    it before or after rounding half to even is the same function.
+    """
+
+    grid: Grid
+    scale: np.float32
+    zero_point: int
+    low: int = 0
+    high: int = 255
+
+    def quantize(self, x: npt.NDArray[np.floating]) -> Codes:
+        """Codes as onnxruntime's QuantizeLinear makes them: float32 division, half to even."""
+        codes = np.rint(np.asarray(x, np.float32) / self.scale) + np.float32(self.zero_point)
+        return np.clip(codes, self.low, self.high).astype(np.uint8)
+
+    def dequantize(self, codes: Codes) -> npt.NDArray[np.float32]:
+        """Values of the codes, float32."""
+        return (codes.astype(np.float32) - np.float32(self.zero_point)) * self.scale
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """A weight: value = scale[channel] * multiplier[channel, block] * T[zero_point[channel]][code].
+
+    axis: the output-channel axis of the float tensor.
+    scale: [channels] float32, zero_point: [channels] int64.
+    codes: uint8 of the weight's shape, or None while only the grid is chosen.
+    block_size: input elements that share a block multiplier; 0 is one block a channel.
+    block_multiplier: [channels, blocks] int8 or None (all ones): an integer second level of scale
+        (VS-Quant, arXiv 2102.04503), so that per-group scales run as plain int8 weights.
+    """
+
+    grid: Grid
+    axis: int
+    scale: npt.NDArray[np.float32]
+    zero_point: npt.NDArray[np.int64]
+    codes: Codes | None = None
+    block_size: int = 0
+    block_multiplier: npt.NDArray[np.int8] | None = None
+
+    def require_codes(self) -> Codes:
+        """The codes; a plan without them is not finished."""
+        if self.codes is None:
+            raise InvalidModelError("plan: weights without codes; run a rounding pass first")
+        return self.codes
+
+    def decode(self) -> npt.NDArray[np.int8]:
+        """The int8 weight that the integer program multiplies with, of the weight's shape."""
+        codes = np.moveaxis(self.require_codes(), self.axis, 0)
+        rows = self.grid.decode(codes, self.zero_point).reshape(len(codes), -1)
+        if self.block_multiplier is not None:
+            factor = np.repeat(self.block_multiplier, self.block_size, axis=1)[:, : rows.shape[1]]
+            rows = (rows.astype(np.int16) * factor).astype(np.int8)
+        return np.ascontiguousarray(np.moveaxis(rows.reshape(codes.shape), 0, self.axis))
+
+    def dequantize(self) -> npt.NDArray[np.float64]:
+        """The weight's value after quantisation, float64 of the weight's shape."""
+        shape = [1] * self.require_codes().ndim
+        shape[self.axis] = -1
+        return self.decode() * self.scale.astype(np.float64).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that was decided about a model's tensors.
+
+    activations: float value name -> ActivationPlan.
+    weights: unit name -> WeightPlan.
+    biases: unit name -> [channels] float64, corrected; units without an entry keep the model's.
+    """
+
+    activations: Mapping[str, ActivationPlan] = field(default_factory=dict)
+    weights: Mapping[str, WeightPlan] = field(default_factory=dict)
+    biases: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+
+    def with_activations(self, changes: Mapping[str, ActivationPlan]) -> Plan:
+        """A copy with these activations replaced or added."""
+        return replace(self, activations={**self.activations, **changes})
+
+    def with_weights(self, changes: Mapping[str, WeightPlan]) -> Plan:
+        """A copy with these weights replaced or added."""
+        return replace(self, weights={**self.weights, **changes})
+
+    def with_biases(self, changes: Mapping[str, npt.NDArray[np.float64]]) -> Plan:
+        """A copy with these biases replaced or added."""
+        return replace(self, biases={**self.biases, **changes})
+
+    def save(self, path: str | Path) -> None:
+        """Write `path` (safetensors; scalars as JSON in its header)."""
+        from safetensors.numpy import save_file
+
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        scalars: dict[str, Any] = {"version": PLAN_VERSION, "activations": {}, "weights": {}}
+        for name, act in self.activations.items():
+            record = asdict(act)
+            scalars["activations"][name] = {**record, "scale": float(act.scale)}
+        for name, weight in self.weights.items():
+            scalars["weights"][name] = {
+                "grid": asdict(weight.grid),
+                "axis": weight.axis,
+                "block_size": weight.block_size,
+            }
+            for key in ("scale", "zero_point", "codes", "block_multiplier"):
+                if getattr(weight, key) is not None:
+                    arrays[f"{key}:{name}"] = np.ascontiguousarray(getattr(weight, key))
+        arrays |= {f"bias:{name}": np.ascontiguousarray(b) for name, b in self.biases.items()}
+        save_file(arrays, str(path), metadata={"plan": msgspec.json.encode(scalars).decode()})
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Read what `save` wrote.
+
+        Raises:
+            InvalidModelError: not a plan, or one of another version.
+        """
+        from safetensors import safe_open
+
+        try:
+            with safe_open(str(path), "np") as file:
+                scalars = msgspec.json.decode((file.metadata() or {})["plan"])
+                arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (OSError, KeyError, ValueError, msgspec.DecodeError) as error:
+            raise InvalidModelError(f"{path}: not a ptq plan ({error})") from error
+        if scalars.get("version") != PLAN_VERSION:
+            raise InvalidModelError(
+                f"{path}: plan version {scalars.get('version')}; wanted {PLAN_VERSION}"
+            )
+        return Plan(
+            activations={
+                name: ActivationPlan(
+                    **{**r, "grid": Grid(**r["grid"]), "scale": np.float32(r["scale"])}
+                )
+                for name, r in scalars["activations"].items()
+            },
+            weights={
+                name: WeightPlan(
+                    grid=Grid(**r["grid"]),
+                    axis=r["axis"],
+                    scale=arrays[f"scale:{name}"],
+                    zero_point=arrays[f"zero_point:{name}"],
+                    codes=arrays.get(f"codes:{name}"),
+                    block_size=r["block_size"],
+                    block_multiplier=arrays.get(f"block_multiplier:{name}"),
+                )
+                for name, r in scalars["weights"].items()
+            },
+            biases={k.removeprefix("bias:"): v for k, v in arrays.items() if k.startswith("bias:")},
+        )

@@ -1,0 +1,105 @@
+"""Recipe: every choice of a run, frozen and serialisable (TOML or JSON)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from ptq.errors import RecipeError
+
+Method = Literal["minmax", "percentile", "entropy", "mse"]
+Target = Literal["onnx", "onnx-qdq", "onnx-strict"]
+Bits = Annotated[int, msgspec.Meta(ge=2, le=8)]
+PRESETS = ("w8a8", "w4a8", "w4a4", "w3a8", "w2a8")
+_PRECISION = re.compile(r"w([2-8])a([48])")
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `ptq.quantize` does.
+
+    weight_bits, activation_bits: of every layer but the first and last.
+    edge_bits: weights and inputs of the first and last layers; None treats them like the others.
+    symmetric: weight zero points fixed at mid-range rather than searched per channel.
+    calib_method: how activation ranges are chosen from the histograms.
+    rounding: 'gptq' minimises each layer's output error by second-order rounding (needs samples),
+        'nearest' takes the nearest level.
+    bias_correction: measure each layer's mean output error on the samples and subtract it.
+    include, exclude: globs, or regular expressions as 're:...', over node names and op types.
+    strict: refuse anything that would stay float.
+    io: 'float' quantises and dequantises at the boundary, 'integer' exposes codes there.
+    samples: at most so many calibration samples.
+    seed: of everything random.
+    """
+
+    weight_bits: Bits = 8
+    activation_bits: Bits = 8
+    edge_bits: Bits | None = 8
+    symmetric: bool = False
+    calib_method: Method = "mse"
+    rounding: Literal["nearest", "gptq"] = "gptq"
+    bias_correction: bool = True
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    strict: bool = False
+    io: Literal["float", "integer"] = "float"
+    target: Target = "onnx"
+    samples: Annotated[int, msgspec.Meta(ge=1)] = 1024
+    seed: int = 0
+
+    @staticmethod
+    def preset(name: str) -> Recipe:
+        """The recipe of a precision such as 'w4a8'; the presets are PRESETS, others follow suit.
+
+        Raises:
+            RecipeError: not of the form w<2-8>a<4|8>.
+        """
+        match = _PRECISION.fullmatch(name.lower())
+        if match is None:
+            raise RecipeError(
+                f"--precision {name}: wanted w<2-8>a<4|8>, for instance {', '.join(PRESETS)}"
+            )
+        return Recipe(weight_bits=int(match[1]), activation_bits=int(match[2]))
+
+    @staticmethod
+    def from_bits(bits: int) -> Recipe:
+        """`--bits N`: N-bit weights, 8-bit activations, first and last layer at 8 bits."""
+        if bits not in range(2, 9):
+            raise RecipeError(f"--bits {bits}: wanted 2 to 8")
+        return Recipe(weight_bits=bits)
+
+    @staticmethod
+    def load(path: str | Path) -> Recipe:
+        """Read a recipe from TOML or JSON, by the file's suffix.
+
+        Raises:
+            RecipeError: unreadable, an unknown key, or a value out of range.
+        """
+        path = Path(path)
+        decode: Any = msgspec.toml.decode if path.suffix == ".toml" else msgspec.json.decode
+        try:
+            return decode(path.read_bytes(), type=Recipe)  # type: ignore[no-any-return]
+        except (OSError, msgspec.MsgspecError, ValueError) as error:
+            raise RecipeError(f"{path}: not a recipe: {error}") from error
+
+    def to_json(self) -> str:
+        """The recipe as JSON that `load` reads."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with these fields changed, validated.
+
+        Raises:
+            RecipeError: an unknown field or a value out of range.
+        """
+        try:
+            return msgspec.convert({**msgspec.structs.asdict(self), **changes}, Recipe)
+        except msgspec.ValidationError as error:
+            raise RecipeError(f"recipe: {error}") from error
+
+    @property
+    def precision(self) -> str:
+        """The field's short name, for instance 'w4a8'."""
+        return f"w{self.weight_bits}a{self.activation_bits}"
