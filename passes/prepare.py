@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from ptq.errors import UnsupportedModelError
+from ptq.finite import check_finite
 from ptq.passes.fix_reshape import fix_reshape
 from ptq.passes.fold_batch_norm import fold_batch_norm
 from ptq.passes.remove_identity import remove_identity
@@ -35,8 +36,10 @@ def prepare(model: ir.Model, limits: Limits | None = None) -> ir.Model:
     `limits` bounds each child process (simplifier, shape inference).
 
     Raises:
+        InvalidModelError: NaN in a constant, Inf in a weight, or an operator used wrongly.
         UnsupportedModelError: the functions cannot be inlined, or opset 21 is out of reach.
     """
+    check_finite(model)
     prepared = model.clone()
     _inline(prepared)
     _lift_constants(prepared)

@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ptq.errors import UnsupportedModelError
+from ptq.errors import InvalidModelError, UnsupportedModelError
 from ptq.passes import simplify_child as child
-from ptq.sandbox import Limits, call
+from ptq.sandbox import Limits, Outcome, call
 
 DETACH_ABOVE_BYTES = 4096
 """Constants larger than this stay in the parent: too large to be a shape, an axis or a bound."""
@@ -38,11 +38,13 @@ def simplify(model: ir.Model, limits: Limits | None = None) -> ir.Model:
     """A new model, simplified, at opset 21 or above, with shapes; dynamic dims stay dynamic.
 
     Raises:
+        InvalidModelError: onnx's checker refuses the model.
         UnsupportedModelError: the model cannot be brought to opset 21.
     """
     detached = detach_weights(model)
     payload = detached.proto.SerializeToString()
     outcome = call(child.run_simplifier, payload, limits)
+    _raise_if_refused(outcome)
     reason = outcome.failure
     if outcome.output is not None:
         simplified = onnx.load_model_from_string(outcome.output)
@@ -103,6 +105,15 @@ def attach_weights(proto: onnx.ModelProto, weights: dict[str, ir.TensorProtocol]
             value.const_value = weights[value.name]
             graph.register_initializer(value)
     return model
+
+
+def _raise_if_refused(outcome: Outcome) -> None:
+    """onnx's checker speaks in the child; its verdict is about the model, not about the child."""
+    _, refused, verdict = outcome.failure.partition(child.CHECK_FAILED)
+    if refused:
+        raise InvalidModelError(
+            f"model: breaks ONNX's rules: {' '.join(verdict.split())[:500]}. Export it again."
+        )
 
 
 def _convert(payload: bytes, limits: Limits | None) -> onnx.ModelProto:

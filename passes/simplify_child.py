@@ -14,14 +14,16 @@ import onnx
 TARGET_OPSET = 21
 """The first opset with INT4; older models are converted up to it."""
 
+CHECK_FAILED = "onnx.checker: "
+
 _NAMING_ROUNDS = 8
 
 
 def run_simplifier(payload: bytes) -> bytes:
-    """Convert up, simplify, infer shapes. Batch norm is left to our own fold."""
+    """Check, convert up, simplify, infer shapes. Batch norm is left to our own fold."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # optional there, and slow to import
     onnxsim = importlib.import_module("onnxsim")
-    model = _converted(onnx.load_model_from_string(payload))
+    model = _converted(_checked(payload))
     simplified, _ = onnxsim.simplify(model, check_n=0, skip_fuse_bn=True, certify=False)
     del simplified.metadata_props[:]
     simplified.metadata_props.extend(model.metadata_props)
@@ -29,8 +31,8 @@ def run_simplifier(payload: bytes) -> bytes:
 
 
 def run_converter(payload: bytes) -> bytes:
-    """Convert up to TARGET_OPSET and infer shapes without data propagation."""
-    return _bytes(_inferred(_converted(onnx.load_model_from_string(payload)), data_prop=False))
+    """Check, convert up to TARGET_OPSET and infer shapes without data propagation."""
+    return _bytes(_inferred(_converted(_checked(payload)), data_prop=False))
 
 
 def run_shape_inference_with_data(payload: bytes) -> bytes:
@@ -41,6 +43,16 @@ def run_shape_inference_with_data(payload: bytes) -> bytes:
 def run_shape_inference(payload: bytes) -> bytes:
     """Plain shape inference."""
     return _bytes(_inferred(onnx.load_model_from_string(payload), data_prop=False))
+
+
+def _checked(payload: bytes) -> onnx.ModelProto:
+    """The model, after onnx's own checker; its message starts with CHECK_FAILED when it refuses."""
+    model = onnx.load_model_from_string(payload)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ValueError(f"{CHECK_FAILED}{error}") from error
+    return model
 
 
 def _bytes(model: onnx.ModelProto) -> bytes:

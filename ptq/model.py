@@ -8,7 +8,10 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from ptq import safety
 from ptq.errors import InvalidModelError, UnsupportedModelError
+
+_PROTOBUF_LIMIT_BYTES = 2**31 - 1
 
 Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
@@ -35,14 +38,28 @@ def load(source: Source) -> ir.Model:
 def _from_path(path: Path) -> ir.Model:
     if not path.exists():
         raise InvalidModelError(f"{path}: no such file. Give the path of an .onnx file.")
-    if path.is_dir():
-        raise InvalidModelError(f"{path}: a folder, not a file. Give the path of an .onnx file.")
-    with path.open("rb") as file:
-        if path.stat().st_size == 0:
-            raise InvalidModelError(f"{path}: the file is empty. Export or download it again.")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            with memoryview(mapped) as view:
-                proto = _parse(view, str(path))
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "not a regular file"
+        raise InvalidModelError(f"{path}: is {kind}. Give the path of an .onnx file.")
+    size_bytes = path.stat().st_size
+    if size_bytes == 0:
+        raise InvalidModelError(f"{path}: the file is empty. Export or download it again.")
+    if size_bytes >= _PROTOBUF_LIMIT_BYTES:
+        raise InvalidModelError(
+            f"{path}: {size_bytes} bytes; a protobuf message has less than 2 GiB. "
+            f"Save the model with its weights as external data."
+        )
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as view,
+        ):
+            proto = _parse(view, str(path))
+    except OSError as error:
+        raise InvalidModelError(
+            f"{path}: cannot be read ({error.strerror}). Check its permissions."
+        ) from error
     return _from_proto(proto, path)
 
 
@@ -52,21 +69,36 @@ def _parse(data: memoryview, where: str) -> onnx.ModelProto:
         proto.ParseFromString(data)
     except Exception as error:  # protobuf's DecodeError; its class depends on the backend
         raise InvalidModelError(
-            f"{where}: not an ONNX model, or one cut short ({len(data)} bytes that do not parse). "
-            f"Export or download it again."
+            f"{where}: not an ONNX model, or one cut short ({len(data)} bytes that do not parse, "
+            f"or subgraphs nested too deep). Export or download it again."
         ) from error
     if not proto.HasField("graph"):
         raise InvalidModelError(
-            f"{where}: parses as ONNX but has no graph. Export or download it again."
+            f"{where}: not an ONNX model: it has no graph. Give the path of an .onnx file."
         )
     return proto
 
 
 def _from_proto(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
-    model = ir.from_proto(proto)
-    if path is not None:
-        ir.external_data.set_base_dir(model.graph, str(path.parent.resolve()))
+    base = safety.check(proto, path.parent if path is not None else None)
+    try:
+        model = ir.from_proto(proto)
+    except NotImplementedError as error:
+        raise UnsupportedModelError(f"model: {error} Export it with tensors only.") from error
+    except Exception as error:
+        raise InvalidModelError(
+            f"model: breaks ONNX's rules ({_root_cause(error)}). Export it again."
+        ) from error
+    if base is not None:
+        for graph in (model.graph, *(function.graph for function in model.functions.values())):
+            ir.external_data.set_base_dir(graph, str(base))
     return model
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 def _how_to_export(source: object) -> str:
