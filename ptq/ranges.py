@@ -1,0 +1,254 @@
+"""Choosing the range of an affine grid from a histogram: minmax, percentile, entropy, mse.
+
+A range is (low, high) with low <= 0 <= high, so that zero has an exact code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ptq.errors import RecipeError
+from ptq.histogram import Histogram
+
+Floats = npt.NDArray[np.float64]
+Range = tuple[float, float]
+
+DEFAULT_PERCENTILE = 99.99
+METHODS = ("minmax", "percentile", "entropy", "mse")
+
+
+@dataclass(frozen=True)
+class Levels:
+    """An affine grid of 2^bits codes, or of 2^bits - 1 around zero if it is symmetric."""
+
+    bits: int
+    symmetric: bool
+
+    @property
+    def count(self) -> int:
+        """Number of levels."""
+        return (1 << self.bits) - int(self.symmetric)
+
+    def steps(self, low: Floats, high: Floats) -> tuple[Floats, Floats]:
+        """scale and zero point (a whole number) of each range: [K], [K] -> [K], [K]."""
+        scale = np.maximum(high - low, np.finfo(np.float32).tiny) / (self.count - 1)
+        return scale, np.clip(np.rint(-low / scale), 0, self.count - 1)
+
+
+@dataclass(frozen=True)
+class Density:
+    """A histogram as a piecewise uniform density with its running moments.
+
+    edges: [n + 1]; weights: [n], the share of each bin; zeros are left out but count in the total.
+    moments: [3, n + 1], integrals of 1, x and x^2 from the left up to each edge.
+    """
+
+    edges: Floats
+    weights: Floats
+    moments: Floats
+
+    @staticmethod
+    def of(histogram: Histogram) -> Density:
+        """The density of the non-zero values."""
+        edges, counts = histogram.support()
+        weights = counts / max(1, histogram.total)
+        left, right = edges[:-1], edges[1:]
+        means = np.stack(
+            [np.ones_like(left), (left + right) / 2, (left**2 + left * right + right**2) / 3]
+        )
+        moments = np.zeros((3, len(edges)))
+        np.cumsum(weights * means, axis=1, out=moments[:, 1:])
+        return Density(edges, weights, moments)
+
+    def up_to(self, x: Floats) -> Floats:
+        """Moments of the part left of x: [...] -> [3, ...]."""
+        inner = np.clip(x, self.edges[0], self.edges[-1])
+        bins = np.searchsorted(self.edges, inner, side="right") - 1
+        bins = np.clip(bins, 0, len(self.weights) - 1)
+        left, width = self.edges[bins], self.edges[bins + 1] - self.edges[bins]
+        part = np.where(width > 0, (inner - left) / np.where(width > 0, width, 1.0), x >= left)
+        half = width * part / 2
+        mean = left + half
+        below = self.weights[bins] * part
+        return self.moments[:, bins] + below * np.stack(
+            [np.ones_like(mean), mean, mean**2 + half**2 / 3]
+        )
+
+
+def squared_error(density: Density, levels: Levels, low: Floats, high: Floats) -> Floats:
+    """Mean squared quantisation error, rounding and clipping, of K ranges: [K], [K] -> [K].
+
+    sum over cells of E[(x - q)^2] = M2 - 2 q M1 + q^2 M0, M the moments of the cell that the
+    level q serves; the outer cells reach to infinity, which is the clipping.
+    """
+    scale, zero = levels.steps(low, high)
+    codes = np.arange(levels.count)
+    q = (codes - zero[:, None]) * scale[:, None]
+    cuts = q[:, :-1] + scale[:, None] / 2
+    moments = np.zeros((3, len(low), levels.count + 1))
+    moments[..., 1:-1] = density.up_to(cuts)
+    moments[..., -1] = density.moments[:, -1:]
+    m0, m1, m2 = np.diff(moments, axis=-1)
+    error: Floats = np.maximum((m2 - 2 * q * m1 + q * q * m0).sum(axis=1), 0.0)
+    return error
+
+
+def divergence(density: Density, levels: Levels, low: Floats, high: Floats) -> Floats:
+    """KL(P || Q) of K ranges: [K], [K] -> [K].
+
+    P: the clipped density, its tails in the outermost bins. Q: the same bins when only one number
+    a level is known, spread evenly over the bins that are not empty (TensorRT's calibration).
+    """
+    scale, _ = levels.steps(low, high)
+    centres = (density.edges[:-1] + density.edges[1:]) / 2
+    return np.asarray(
+        [
+            _divergence(density.weights, centres, a, b, s)
+            for a, b, s in zip(low, high, scale, strict=True)
+        ]
+    )
+
+
+def _divergence(weights: Floats, centres: Floats, low: float, high: float, scale: float) -> float:
+    start = int(np.searchsorted(centres, low))
+    stop = int(np.searchsorted(centres, high, side="right"))
+    inside = weights[start:stop]
+    if not inside.any():
+        return np.inf
+    p = inside.copy()
+    p[0] += weights[:start].sum()
+    p[-1] += weights[stop:].sum()
+    cell = np.rint(centres[start:stop] / scale)
+    starts = np.flatnonzero(np.diff(cell, prepend=np.nan) != 0)
+    filled = inside > 0
+    mean = np.add.reduceat(inside, starts) / np.maximum(
+        np.add.reduceat(filled, starts, dtype=np.int64), 1
+    )
+    q = np.where(filled, np.repeat(mean, np.diff(starts, append=len(cell))), 0.0)
+    p, q = p / p.sum(), q / q.sum()
+    there = p > 0
+    return float((p[there] * np.log(p[there] / np.maximum(q[there], 1e-12))).sum())
+
+
+Cost = Callable[[Density, Levels, Floats, Floats], Floats]
+
+_COARSE: Floats = np.power(0.8, np.arange(18))
+_REFINE_STEPS = (0.2, 0.08, 0.03, 0.012, 0.005)
+_REFINE: Floats = np.asarray([-1.0, -0.5, 0.0, 0.5, 1.0])
+_TRIALS: tuple[Floats, ...] = (_COARSE, *(1.0 + step * _REFINE for step in _REFINE_STEPS))
+
+
+def _search(histogram: Histogram, levels: Levels, cost: Cost, start: Range) -> Range:
+    """Coarse to fine over both ends, beginning with `start`, which wins a tie.
+
+    An end that is zero stays zero; a symmetric grid moves both ends together.
+    """
+    density = Density.of(histogram)
+    low, high = start
+    if not len(density.weights) or low == high:
+        return start
+    best = np.ones(2)
+    best_cost = cost(density, levels, np.asarray([low]), np.asarray([high]))[0]
+    for trial in _TRIALS:
+        factors = np.minimum(best * _pairs(trial, start, levels.symmetric), 1.0)
+        costs = cost(density, levels, low * factors[:, 0], high * factors[:, 1])
+        winner = int(np.argmin(costs))
+        if costs[winner] < best_cost:
+            best, best_cost = factors[winner], costs[winner]
+    return float(low * best[0]), float(high * best[1])
+
+
+def _pairs(trial: Floats, start: Range, symmetric: bool) -> Floats:
+    """Factors of (low, high) to try: [K, 2]."""
+    if symmetric:
+        return np.stack([trial, trial], axis=1)
+    sides = [trial if end != 0 else np.ones(1) for end in start]
+    low, high = np.meshgrid(*sides, indexing="ij")
+    return np.stack([low.ravel(), high.ravel()], axis=1)
+
+
+def _minmax(histogram: Histogram, levels: Levels, start: Range, argument: float) -> Range:
+    return start
+
+
+def _percentile(histogram: Histogram, levels: Levels, start: Range, argument: float) -> Range:
+    """Cut (100 - argument) % of all values, zeros included, off each end."""
+    edges, counts = histogram.support()
+    if not len(counts):
+        return start
+    tail = (1.0 - argument / 100.0) * histogram.total
+    upto = np.concatenate([[0.0], np.cumsum(counts, dtype=np.float64)])
+    beyond = upto[-1] - upto
+    low = float(np.interp(tail, upto, edges)) if tail < upto[-1] else 0.0
+    high = float(np.interp(tail, beyond[::-1], edges[::-1])) if tail < beyond[0] else 0.0
+    return max(start[0], min(low, 0.0)), min(start[1], max(high, 0.0))
+
+
+def _entropy(histogram: Histogram, levels: Levels, start: Range, argument: float) -> Range:
+    """As few bins as levels describe anything exactly, so narrower ranges are not looked at."""
+    width = histogram.width
+
+    def cost(density: Density, levels: Levels, low: Floats, high: Floats) -> Floats:
+        costs = divergence(density, levels, low, high)
+        return np.where(high - low >= levels.count * width, costs, np.inf)
+
+    return _search(histogram, levels, cost, start)
+
+
+def _mse(histogram: Histogram, levels: Levels, start: Range, argument: float) -> Range:
+    return _search(histogram, levels, squared_error, start)
+
+
+Method = Callable[[Histogram, Levels, Range, float], Range]
+_METHODS: Mapping[str, Method] = {
+    "minmax": _minmax,
+    "percentile": _percentile,
+    "entropy": _entropy,
+    "mse": _mse,
+}
+
+
+def choose_range(
+    histogram: Histogram,
+    method: str,
+    bits: int,
+    symmetric: bool = False,
+    limits: Range | None = None,
+) -> Range:
+    """The range (low, high), low <= 0 <= high, that `method` gives to an affine grid.
+
+    method: minmax, percentile (99.99 % from each end) or percentile:99.9, entropy, mse.
+    bits: 2 to 8; symmetric: high = -low and 2^bits - 1 levels.
+    limits: what the values can be at all, for example (0, 6) behind a ReLU6.
+    A tensor that was always zero gives (0, 0).
+
+    Raises:
+        RecipeError: an unknown method, or a percentile outside 50 .. 100.
+    """
+    name, _, text = method.partition(":")
+    if name not in _METHODS or (text and name != "percentile"):
+        raise RecipeError(f"calibration method: got {method!r}; wanted {', '.join(METHODS)}")
+    low, high = min(histogram.min, 0.0), max(histogram.max, 0.0)
+    if limits is not None:
+        low, high = max(low, min(limits[0], 0.0)), min(high, max(limits[1], 0.0))
+    if symmetric:
+        low, high = min(low, -high), max(high, -low)
+    chosen = _METHODS[name](histogram, Levels(bits, symmetric), (low, high), _percent(text))
+    if symmetric:
+        reach = max(-chosen[0], chosen[1])
+        return -reach, reach
+    return chosen
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text or DEFAULT_PERCENTILE)
+    except ValueError:
+        value = np.nan
+    if not 50.0 < value <= 100.0:
+        raise RecipeError(f"calibration method: got percentile {text!r}; wanted 50 to 100")
+    return value
