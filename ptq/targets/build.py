@@ -1,0 +1,302 @@
+"""Print an integer program as an ONNX graph: names, initialisers, nodes, shapes, boundary.
+
+Every ONNX target is a table {step class: function(builder, step)}; what they share is here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from ptq.errors import PtqError, UnsupportedModelError
+from ptq.integer.program import Apply, Boundary, Dequantize, Program, Quantize, Ref
+from ptq.plan import ActivationPlan
+from ptq.targets.shapes import infer_codes, infer_types
+
+Io = Literal["float", "integer"]
+Array = npt.NDArray[Any]
+Emitter = Callable[["Builder", Any], None]
+
+MICROSOFT = "com.microsoft"
+DOMAIN_VERSIONS = {MICROSOFT: 1, "ai.onnx.ml": 3}
+MIN_OPSET = 21
+CODES = ir.TensorType(ir.DataType.UINT8)
+
+
+def print_program(program: Program, emitters: Mapping[type, Emitter], io: Io) -> ir.Model:
+    """Emit every step of `program` by its class's function.
+
+    Raises:
+        UnsupportedModelError: a step that the target has no function for.
+    """
+    builder = Builder(program, io)
+    for step in program.steps:
+        emitter = emitters.get(type(step))
+        if emitter is None:
+            raise UnsupportedModelError(
+                f"{step.name}: this target cannot print a {type(step).__name__} step; "
+                "choose another target"
+            )
+        builder.scope = step.name
+        emitter(builder, step)
+    return builder.finish()
+
+
+def value_names(program: Program, io: Io = "float") -> dict[Ref, str]:
+    """The ONNX name of every raw value and every code tensor of the emitted graph.
+
+    Raw values keep their name, codes are called `<name>_quantized`. With io='integer' the codes
+    at the boundary have the boundary's name.
+    """
+    raw, codes = _raw_names(program), [*program.codes, *program.code_constants]
+    names = {Ref(name, False): name for name in raw}
+    exposed = set() if io == "float" else _exposed(program)
+    taken = set(raw)
+    for name in dict.fromkeys(codes):
+        if name in exposed:
+            names[Ref(name, True)] = name
+            names[Ref(name, False)] = _free(f"{name}_dequantized", taken)
+        else:
+            names[Ref(name, True)] = _free(f"{name}_quantized", taken)
+    return names
+
+
+def _raw_names(program: Program) -> dict[str, None]:
+    names = [b.name for b in (*program.inputs, *program.outputs)] + list(program.constants)
+    for step in program.steps:
+        if isinstance(step, Quantize | Dequantize):
+            names.append(step.value)
+        elif isinstance(step, Apply):
+            refs = (*step.inputs, *step.outputs)
+            names += [ref.name for ref in refs if ref is not None and not ref.codes]
+    return dict.fromkeys(names)
+
+
+def _exposed(program: Program) -> set[str]:
+    """Boundary values that become codes under io='integer'."""
+    quantized = {s.value for s in program.steps if isinstance(s, Quantize)}
+    dequantized = {s.value for s in program.steps if isinstance(s, Dequantize)}
+    inputs = {b.name for b in program.inputs} & quantized
+    return inputs | ({b.name for b in program.outputs} & dequantized)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    wanted, count = name, 1
+    while name in taken:
+        name, count = f"{wanted}_{count}", count + 1
+    taken.add(name)
+    return name
+
+
+class Builder:
+    """Collects the nodes and initialisers of one emitted graph.
+
+    scope: name of the step that is being emitted; new nodes are called `<scope>/<op_type>`.
+    opset: of the default domain; weights stored in few bits raise it.
+    """
+
+    def __init__(self, program: Program, io: Io) -> None:
+        self.program = program
+        self.scope = ""
+        self.opset = max(program.opset, MIN_OPSET)
+        self.exposed = set() if io == "float" else _exposed(program)
+        self.names = value_names(program, io)
+        self._taken = set(self.names.values())
+        self._values: dict[Ref, ir.Value] = {}
+        self._constants: dict[tuple[object, ...], ir.Value] = {}
+        self._initializers: list[ir.Value] = []
+        self._nodes: list[ir.Node] = []
+        self.inputs = [self._input(boundary) for boundary in program.inputs]
+
+    def has(self, ref: Ref) -> bool:
+        """True if the value was made already."""
+        return ref in self._values
+
+    def plan(self, name: str) -> ActivationPlan:
+        """The grid of the codes of `name`."""
+        return self.program.codes[name]
+
+    def codes(self, name: str) -> ir.Value:
+        """The code tensor of `name`."""
+        return self.value(Ref(name, True))
+
+    def value(self, ref: Ref) -> ir.Value:
+        """A value as an operand; constants become initialisers when first used.
+
+        Raises:
+            PtqError: the program uses a value before it is made.
+        """
+        if ref in self._values:
+            return self._values[ref]
+        if not ref.codes and ref.name in self.exposed:
+            return self.bind(ref, self.dequantize(ref.name))
+        source = self.program.code_constants if ref.codes else self.program.constants
+        if ref.name not in source:
+            raise PtqError(f"{self.scope}: reads {ref.name} before any step makes it")
+        constant = source[ref.name]
+        tensor = ir.tensor(constant) if isinstance(constant, np.ndarray) else constant
+        return self._initializer(ref, self.names[ref], tensor)
+
+    def bind(self, ref: Ref, value: ir.Value) -> ir.Value:
+        """Give a computed value its name in the program."""
+        value.name = self.names[ref]
+        self._values[ref] = value
+        return value
+
+    def bind_codes(self, name: str, value: ir.Value) -> ir.Value:
+        """Give a computed code tensor its name in the program."""
+        return self.bind(Ref(name, True), value)
+
+    def constant(self, array: npt.ArrayLike, dtype: npt.DTypeLike, hint: str) -> ir.Value:
+        """An initialiser; equal arrays share one. hint: what its name starts with."""
+        data = np.ascontiguousarray(array, dtype).reshape(np.shape(array))
+        key = (data.dtype.name, data.shape, hashlib.sha256(data.tobytes()).digest())
+        if key not in self._constants:
+            name = _free(hint, self._taken)
+            self._constants[key] = self._initializer(None, name, ir.tensor(data))
+        return self._constants[key]
+
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+    ) -> ir.Value:
+        """Append a standard node with one output and return that output."""
+        node = ir.node(op_type, inputs, attributes)
+        outputs = self.append(node)
+        infer_types(node, outputs, self.opset)
+        return outputs[0]
+
+    def vendor_node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        attributes: Mapping[str, Any] | None,
+        like: tuple[str, Sequence[ir.Value]],
+    ) -> ir.Value:
+        """Append a com.microsoft node that returns codes.
+
+        like: a standard operator and its operands, whose output has the same shape.
+        """
+        output = self.append(ir.node(op_type, inputs, attributes, domain=MICROSOFT))[0]
+        infer_codes(*like, output, self.opset)
+        return output
+
+    def append(self, node: ir.Node) -> Sequence[ir.Value]:
+        """Append a node; it and its outputs get free names."""
+        node.name = _free(f"{self.scope}/{node.op_type}", self._taken)
+        for output in node.outputs:
+            output.name = _free(f"{node.name}_output", self._taken)
+        self._nodes.append(node)
+        return node.outputs
+
+    def quantize(self, name: str, source: ir.Value) -> ir.Value:
+        """codes = QuantizeLinear(source), narrowed to the codes that the grid allows."""
+        plan = self.plan(name)
+        codes = self.node("QuantizeLinear", [source, self.scale(plan), self.zero_point(plan)])
+        return self.clip(codes, plan.low, plan.high)
+
+    def dequantize(self, name: str) -> ir.Value:
+        """float32 values of the codes of `name`."""
+        plan = self.plan(name)
+        operands = [self.codes(name), self.scale(plan), self.zero_point(plan)]
+        return self.node("DequantizeLinear", operands)
+
+    def scale(self, plan: ActivationPlan) -> ir.Value:
+        """The activation's scale, [] float32."""
+        return self.real(plan.scale)
+
+    def zero_point(self, plan: ActivationPlan) -> ir.Value:
+        """The activation's zero point, [] uint8."""
+        return self.code(plan.zero_point)
+
+    def real(self, scale: npt.ArrayLike) -> ir.Value:
+        """A scale as an initialiser, float32."""
+        return self.constant(scale, np.float32, "scale")
+
+    def code(self, code: int) -> ir.Value:
+        """A code as an initialiser, [] uint8."""
+        return self.constant(np.uint8(code), np.uint8, "code")
+
+    def clip(self, codes: ir.Value, low: int, high: int) -> ir.Value:
+        """Saturate uint8 codes where low .. high is narrower than the container."""
+        if (low, high) == (0, 255):
+            return codes
+        return self.node("Clip", [codes, self.code(low), self.code(high)])
+
+    def finish(self) -> ir.Model:
+        """The model: graph, boundary, opsets and metadata."""
+        outputs = [self._output(boundary) for boundary in self.program.outputs]
+        domains = {n.domain for n in self._nodes} - {""}
+        opsets = {"": self.opset, **{d: DOMAIN_VERSIONS.get(d, 1) for d in sorted(domains)}}
+        graph = ir.Graph(
+            self.inputs,
+            outputs,
+            nodes=self._nodes,
+            initializers=self._initializers,
+            opset_imports=opsets,
+            name="ptq",
+        )
+        wanted = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", self.opset)])
+        return ir.Model(
+            graph,
+            ir_version=max(10, wanted),
+            producer_name="ptq",
+            producer_version=ptq_version(),
+            metadata_props={f"ptq.codes.{n}": self._grid_json(n) for n in sorted(self.exposed)},
+        )
+
+    def _initializer(self, ref: Ref | None, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        tensor.name = name
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(list(tensor.shape)),
+            const_value=tensor,
+        )
+        self._initializers.append(value)
+        if ref is not None:
+            self._values[ref] = value
+        return value
+
+    def _input(self, boundary: Boundary) -> ir.Value:
+        codes = boundary.name in self.exposed
+        value = ir.Value(name=boundary.name)
+        self._type_boundary(value, boundary)
+        self._values[Ref(boundary.name, codes)] = value
+        return value
+
+    def _output(self, boundary: Boundary) -> ir.Value:
+        value = self.value(Ref(boundary.name, boundary.name in self.exposed))
+        if value.producer() is None:
+            value = self.node("Identity", [value])
+            value.name = boundary.name
+        self._type_boundary(value, boundary)
+        return value
+
+    def _type_boundary(self, value: ir.Value, boundary: Boundary) -> None:
+        codes = boundary.name in self.exposed
+        value.type = CODES if codes else ir.TensorType(boundary.dtype)
+        value.shape = None if boundary.shape is None else ir.Shape(boundary.shape)
+
+    def _grid_json(self, name: str) -> str:
+        plan = self.plan(name)
+        record = {"scale": float(plan.scale), "zero_point": plan.zero_point}
+        return json.dumps({**record, "low": plan.low, "high": plan.high})
+
+
+def ptq_version() -> str:
+    """The installed version of ptq, or '0+unknown' in a bare checkout."""
+    try:
+        return metadata.version("ptq-compiler")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"

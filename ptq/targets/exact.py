@@ -1,0 +1,150 @@
+"""Integer arithmetic in standard ONNX operators: no float, no vendor's domain.
+
+Requantisation y = clip(z + RNE(acc * M / 2^S), low, high) on int64. With v = acc * M:
+
+    RNE(v / 2^S) = floor((v + 2^(S-1) - 1 + (floor(v / 2^S) mod 2)) / 2^S)    for S >= 1
+
+Div truncates, so v gets an offset of 2^58 first: it is positive then, and since 2^58 is an even
+multiple of 2^S, neither rounding nor parity changes. S = 0 is written as 2 M / 2^1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ptq.errors import UnsupportedModelError
+from ptq.integer.arithmetic import Requantizer
+from ptq.integer.program import Add, Lookup, Mean, Multiply, Softmax
+from ptq.targets.build import Builder
+
+OFFSET_BITS = 58
+
+
+def cast(b: Builder, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """Cast to `dtype`."""
+    return b.node("Cast", [value], {"to": int(dtype)})
+
+
+def int64(b: Builder, array: npt.ArrayLike, hint: str = "integer") -> ir.Value:
+    """An int64 initialiser."""
+    return b.constant(array, np.int64, hint)
+
+
+def centred(b: Builder, name: str, dtype: ir.DataType = ir.DataType.INT32) -> ir.Value:
+    """code - zero_point of an activation."""
+    codes, zero = cast(b, b.codes(name), dtype), b.plan(name).zero_point
+    if zero == 0:
+        return codes
+    return b.node("Sub", [codes, b.constant(zero, dtype.numpy(), "zero_point")])
+
+
+def requantize(b: Builder, acc: ir.Value, requantizer: Requantizer, trailing: int = 0) -> ir.Value:
+    """uint8 codes of an integer accumulator.
+
+    trailing: number of axes behind the channel axis of a per-channel requantizer.
+    """
+    wide = cast(b, acc, ir.DataType.INT64)
+    factor = _channels(requantizer.multiplier, trailing)
+    scaled = b.node("Mul", [wide, int64(b, factor, f"{b.scope}.multiplier")])
+    return _round_shift(b, scaled, requantizer, trailing)
+
+
+def _round_shift(
+    b: Builder, value: ir.Value, requantizer: Requantizer, trailing: int = 0
+) -> ir.Value:
+    """clip(z + RNE(value / 2^S), low, high) as uint8; value int64."""
+    shift = _channels(requantizer.shift, trailing)
+    if (shift == 0).any():
+        value, shift = b.node("Mul", [value, int64(b, 2)]), shift + 1
+    unit = int64(b, np.int64(1) << shift, f"{b.scope}.divisor")
+    offset = np.int64(1) << OFFSET_BITS
+    below_half = (np.int64(1) << (shift - 1)) - 1
+    positive = b.node("Add", [value, int64(b, offset)])
+    odd = b.node("Mod", [b.node("Div", [positive, unit]), int64(b, 2)])
+    nearly = b.node("Add", [positive, int64(b, below_half, f"{b.scope}.half")])
+    rounded = b.node("Div", [b.node("Add", [nearly, odd]), unit])
+    back = requantizer.zero_point - (offset >> shift)
+    moved = b.node("Add", [rounded, int64(b, back, f"{b.scope}.zero_point")])
+    return _saturate(b, moved, requantizer.low, requantizer.high)
+
+
+def _saturate(b: Builder, value: ir.Value, low: int, high: int) -> ir.Value:
+    clipped = b.node("Clip", [value, int64(b, low), int64(b, high)])
+    return cast(b, clipped, ir.DataType.UINT8)
+
+
+def _channels(numbers: npt.NDArray[np.int64], trailing: int) -> npt.NDArray[np.int64]:
+    """[] or [channels] -> [] if all are equal, else [channels, 1, ...] with `trailing` ones."""
+    equal = bool((numbers == numbers.flat[0]).all())
+    shape = () if equal else (-1, *[1] * trailing)
+    return np.asarray(numbers.reshape(-1)[: 1 if equal else None].reshape(shape), np.int64)
+
+
+def mean(b: Builder, step: Mean) -> None:
+    """Cast, subtract the zero point, ReduceSum in int32, requantise."""
+    axes = int64(b, step.axes, "axes")
+    attributes = {"keepdims": int(step.keepdims)}
+    total = b.node("ReduceSum", [centred(b, step.input), axes], attributes)
+    b.bind_codes(step.output, requantize(b, total, step.requantizer))
+
+
+def add(b: Builder, step: Add) -> None:
+    """Both operands times their multiplier in int64, one rounding."""
+    terms = [
+        b.node("Mul", [centred(b, name, ir.DataType.INT64), int64(b, factor)])
+        for name, factor in zip((step.a, step.b), step.multipliers, strict=True)
+    ]
+    total = b.node("Add", terms)
+    b.bind_codes(step.output, _round_shift(b, total, step.requantizer))
+
+
+def multiply(b: Builder, step: Multiply) -> None:
+    """Product of the centred operands in int32, requantised."""
+    product = b.node("Mul", [centred(b, step.a), centred(b, step.b)])
+    b.bind_codes(step.output, requantize(b, product, step.requantizer))
+
+
+def lookup(b: Builder, step: Lookup) -> None:
+    """Gather from the table; channel tables are one flat table and an offset a channel."""
+    index = cast(b, b.codes(step.input), ir.DataType.INT32)
+    if step.axis is not None and step.table.ndim == 2:
+        trailing = trailing_axes(b, step.input, step.axis)
+        offset = _channels(256 * np.arange(len(step.table)), trailing)
+        index = b.node("Add", [index, b.constant(offset, np.int32, "table_offset")])
+    table = b.constant(step.table.reshape(-1), np.uint8, f"{b.scope}.table")
+    b.bind_codes(step.output, b.node("Gather", [table, index]))
+
+
+def trailing_axes(b: Builder, name: str, axis: int) -> int:
+    """Number of axes behind `axis` of the codes of `name`.
+
+    Raises:
+        UnsupportedModelError: the axis counts from the front and the rank is not known.
+    """
+    if axis < 0:
+        return -axis - 1
+    shape = b.codes(name).shape
+    if shape is None:
+        raise UnsupportedModelError(
+            f"{b.scope}: axis {axis} of {name}, whose rank is not known; wanted a known rank or an "
+            "axis counted from the end: export the model with shapes"
+        )
+    return len(shape) - axis - 1
+
+
+def softmax(b: Builder, step: Softmax) -> None:
+    """(2 * e * numerator + s) / (2 * s), e = exp_table[max - x], in int32."""
+    x = cast(b, b.codes(step.input), ir.DataType.INT32)
+    axes = int64(b, [step.axis], "axes")
+    two = b.constant(2, np.int32, "two")
+    distance = b.node("Sub", [b.node("ReduceMax", [x, axes]), x])
+    table = b.constant(step.exp_table, np.int32, f"{b.scope}.exp_table")
+    e = b.node("Gather", [table, distance])
+    s = b.node("ReduceSum", [e, axes])
+    twice = b.constant(2 * step.numerator, np.int32, "numerator")
+    above = b.node("Add", [b.node("Mul", [e, twice]), s])
+    share = b.node("Div", [above, b.node("Mul", [s, two])])
+    limited = b.node("Min", [share, b.constant(step.high, np.int32, "high")])
+    b.bind_codes(step.output, cast(b, limited, ir.DataType.UINT8))

@@ -1,0 +1,201 @@
+"""Target `onnx`: QLinear operators, the fast form that stock onnxruntime runs.
+
+Every step becomes one quantised operator whose scales make onnxruntime's float32 multiplier equal
+to M / 2^S: the real scales where they do, else private ones (1 and M / 2^S) that mean the same.
+Vendor operators are of the domain com.microsoft. Weights are stored packed (`storage`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ptq.errors import UnsupportedModelError
+from ptq.integer.arithmetic import Requantizer, onnx_ratio
+from ptq.integer.program import (
+    Add,
+    Apply,
+    Convolve,
+    Dequantize,
+    Gemm,
+    Lookup,
+    MatMul,
+    Mean,
+    Multiply,
+    Program,
+    Quantize,
+    Softmax,
+)
+from ptq.targets import boundary, exact
+from ptq.targets.build import Builder, Emitter, Io, print_program
+from ptq.targets.rows import like_rows, rows_of
+from ptq.targets.storage import store_weight
+
+Scales = tuple[np.float32, npt.NDArray[np.float32], np.float32]
+
+
+def emit(program: Program, *, io: Io = "float") -> ir.Model:
+    """Print `program` as a QOperator model.
+
+    io: 'float' keeps the float model's boundary; 'integer' makes codes of it, whose scale and
+    zero point are in the metadata as `ptq.codes.<name>`.
+
+    Raises:
+        UnsupportedModelError: a step that has no form here.
+    """
+    return print_program(program, STEPS, io)
+
+
+def matching_scales(
+    x_scale: np.float32,
+    w_scale: npt.NDArray[np.float32],
+    y_scale: np.float32,
+    requantizer: Requantizer,
+) -> Scales:
+    """Scales with x * w / y == M / 2^S in float32: the real ones if they do, else (1, M/2^S, 1)."""
+    ratio = requantizer.ratio
+    if (onnx_ratio(x_scale, w_scale, y_scale) == ratio).all():
+        return x_scale, np.asarray(w_scale, np.float32), y_scale
+    shape = np.broadcast_shapes(ratio.shape, np.shape(w_scale))
+    one = np.float32(1)
+    return one, np.broadcast_to(ratio, shape).astype(np.float32), one
+
+
+def _convolve(b: Builder, step: Convolve) -> None:
+    x, y = b.plan(step.input), b.plan(step.output)
+    x_scale, w_scale, y_scale = matching_scales(
+        x.scale, step.weight_scale, y.scale, step.requantizer
+    )
+    operands = [
+        b.codes(step.input),
+        b.real(x_scale),
+        b.zero_point(x),
+        store_weight(b, step.weight, step.stored),
+        b.constant(w_scale, np.float32, f"{step.name}.weight_scale"),
+        b.constant(0, np.int8, "weight_zero_point"),
+        b.real(y_scale),
+        b.code(step.requantizer.zero_point),
+        b.constant(step.bias, np.int32, f"{step.name}.bias"),
+    ]
+    attributes = {
+        "kernel_shape": step.weight.shape[2:],
+        "strides": step.strides,
+        "dilations": step.dilations,
+        "pads": step.pads,
+        "group": step.groups,
+    }
+    _saturated(b, step, b.node("QLinearConv", operands, attributes))
+
+
+def _gemm(b: Builder, step: Gemm) -> None:
+    x, y = b.plan(step.input), b.plan(step.output)
+    x_scale, w_scale, y_scale = matching_scales(
+        x.scale, step.weight_scale, y.scale, step.requantizer
+    )
+    rows = b.codes(step.input)
+    weight = [
+        store_weight(b, step.weight, step.stored, step.transposed),
+        b.constant(w_scale, np.float32, f"{step.name}.weight_scale"),
+        b.constant(np.zeros(w_scale.shape), np.int8, "weight_zero_point"),
+    ]
+    result = [b.real(y_scale), b.code(step.requantizer.zero_point)]
+    quantised = [b.real(x_scale), b.zero_point(x)]
+    rank = None if rows.shape is None else len(rows.shape)
+    if step.bias is None and rank is not None and rank > 1:
+        operands = [rows, *quantised, *weight, *result]
+        _saturated(b, step, b.node("QLinearMatMul", operands))
+        return
+    flat = rows if rank == 2 else rows_of(b, rows, step.weight.shape[0])
+    bias = np.zeros(step.weight.shape[1]) if step.bias is None else step.bias
+    operands = [flat, *quantised, *weight, b.constant(bias, np.int32, f"{step.name}.bias")]
+    like = ("MatMul", [flat, weight[0]])
+    codes = b.vendor_node("QGemm", [*operands, *result], None, like)
+    if rank != 2:
+        codes = like_rows(b, codes, rows, step.weight.shape[1])
+    _saturated(b, step, codes)
+
+
+def _matmul(b: Builder, step: MatMul) -> None:
+    x, w, y = b.plan(step.a), b.plan(step.b), b.plan(step.output)
+    scales = matching_scales(x.scale, np.asarray(w.scale), y.scale, step.requantizer)
+    operands = _binary(b, step, scales)
+    _saturated(b, step, b.node("QLinearMatMul", operands))
+
+
+def _add(b: Builder, step: Add) -> None:
+    unit = np.float32(2.0) ** -np.float32(step.requantizer.shift)
+    first, second = (np.float32(m) * unit for m in step.multipliers)
+    scales = first, np.asarray(second, np.float32), np.float32(1)
+    _vendor_binary(b, step, "QLinearAdd", scales)
+
+
+def _multiply(b: Builder, step: Multiply) -> None:
+    scales = np.float32(1), step.requantizer.ratio, np.float32(1)
+    _vendor_binary(b, step, "QLinearMul", scales)
+
+
+def _vendor_binary(b: Builder, step: Add | Multiply, op_type: str, scales: Scales) -> None:
+    if step.requantizer.zero_point % 2:
+        raise UnsupportedModelError(
+            f"{step.name}: output zero point {step.requantizer.zero_point}; {op_type} rounds after "
+            "adding it, so target onnx wants an even one: choose another grid"
+        )
+    operands = _binary(b, step, scales)
+    like = ("Add", [operands[0], operands[3]])
+    _saturated(b, step, b.vendor_node(op_type, operands, None, like))
+
+
+def _binary(b: Builder, step: MatMul | Add | Multiply, scales: Scales) -> list[ir.Value]:
+    """a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point."""
+    a_scale, b_scale, y_scale = scales
+    first = [b.codes(step.a), b.real(a_scale), b.zero_point(b.plan(step.a))]
+    second = [b.codes(step.b), b.real(b_scale), b.zero_point(b.plan(step.b))]
+    return [*first, *second, b.real(y_scale), b.code(step.requantizer.zero_point)]
+
+
+def _mean(b: Builder, step: Mean) -> None:
+    """QLinearGlobalAveragePool over all spatial axes, else a product with ones, else integers."""
+    x = b.codes(step.input)
+    rank = None if x.shape is None else len(x.shape)
+    scale = np.float64(step.requantizer.ratio) * step.count
+    if rank is None or rank < 3 or step.axes != tuple(range(2, rank)):
+        exact.mean(b, step)
+        return
+    if np.float32(scale) != scale or step.requantizer.zero_point % 2:
+        exact.mean(b, step)
+        return
+    operands = [
+        x,
+        b.real(scale),
+        b.zero_point(b.plan(step.input)),
+        b.real(1.0),
+        b.code(step.requantizer.zero_point),
+    ]
+    like = ("GlobalAveragePool", [x])
+    pooled = b.vendor_node("QLinearGlobalAveragePool", operands, {"channels_last": 0}, like)
+    if not step.keepdims:
+        pooled = b.node("Squeeze", [pooled, exact.int64(b, step.axes, "axes")])
+    _saturated(b, step, pooled)
+
+
+def _saturated(
+    b: Builder, step: Convolve | Gemm | MatMul | Add | Multiply | Mean, codes: ir.Value
+) -> None:
+    requantizer = step.requantizer
+    b.bind_codes(step.output, b.clip(codes, requantizer.low, requantizer.high))
+
+
+STEPS: dict[type, Emitter] = {
+    Quantize: boundary.quantize,
+    Dequantize: boundary.dequantize,
+    Convolve: _convolve,
+    Gemm: _gemm,
+    MatMul: _matmul,
+    Add: _add,
+    Multiply: _multiply,
+    Lookup: exact.lookup,
+    Mean: _mean,
+    Softmax: exact.softmax,
+    Apply: boundary.apply,
+}
