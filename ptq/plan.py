@@ -35,10 +35,12 @@ class ActivationPlan:
     low: int = 0
     high: int = 255
 
-    def quantize(self, x: npt.NDArray[np.floating]) -> Codes:
+    def quantize(self, x: npt.ArrayLike) -> Codes:
         """Codes as onnxruntime's QuantizeLinear makes them: float32 division, half to even."""
-        codes = np.rint(np.asarray(x, np.float32) / self.scale) + np.float32(self.zero_point)
-        return np.clip(codes, self.low, self.high).astype(np.uint8)
+        codes = np.rint(np.asarray(x, np.float32) / self.scale) + np.float32(
+            self.zero_point
+        )
+        return np.asarray(np.clip(codes, self.low, self.high), np.uint8)
 
     def dequantize(self, codes: Codes) -> npt.NDArray[np.float32]:
         """Values of the codes, float32."""
@@ -68,7 +70,9 @@ class WeightPlan:
     def require_codes(self) -> Codes:
         """The codes; a plan without them is not finished."""
         if self.codes is None:
-            raise InvalidModelError("plan: weights without codes; run a rounding pass first")
+            raise InvalidModelError(
+                "plan: weights without codes; run a rounding pass first"
+            )
         return self.codes
 
     def decode(self) -> npt.NDArray[np.int8]:
@@ -76,9 +80,13 @@ class WeightPlan:
         codes = np.moveaxis(self.require_codes(), self.axis, 0)
         rows = self.grid.decode(codes, self.zero_point).reshape(len(codes), -1)
         if self.block_multiplier is not None:
-            factor = np.repeat(self.block_multiplier, self.block_size, axis=1)[:, : rows.shape[1]]
+            factor = np.repeat(self.block_multiplier, self.block_size, axis=1)[
+                :, : rows.shape[1]
+            ]
             rows = (rows.astype(np.int16) * factor).astype(np.int8)
-        return np.ascontiguousarray(np.moveaxis(rows.reshape(codes.shape), 0, self.axis))
+        return np.ascontiguousarray(
+            np.moveaxis(rows.reshape(codes.shape), 0, self.axis)
+        )
 
     def dequantize(self) -> npt.NDArray[np.float64]:
         """The weight's value after quantisation, float64 of the weight's shape."""
@@ -117,7 +125,11 @@ class Plan:
         from safetensors.numpy import save_file
 
         arrays: dict[str, npt.NDArray[Any]] = {}
-        scalars: dict[str, Any] = {"version": PLAN_VERSION, "activations": {}, "weights": {}}
+        scalars: dict[str, Any] = {
+            "version": PLAN_VERSION,
+            "activations": {},
+            "weights": {},
+        }
         for name, act in self.activations.items():
             record = asdict(act)
             scalars["activations"][name] = {**record, "scale": float(act.scale)}
@@ -130,8 +142,12 @@ class Plan:
             for key in ("scale", "zero_point", "codes", "block_multiplier"):
                 if getattr(weight, key) is not None:
                     arrays[f"{key}:{name}"] = np.ascontiguousarray(getattr(weight, key))
-        arrays |= {f"bias:{name}": np.ascontiguousarray(b) for name, b in self.biases.items()}
-        save_file(arrays, str(path), metadata={"plan": msgspec.json.encode(scalars).decode()})
+        arrays |= {
+            f"bias:{name}": np.ascontiguousarray(b) for name, b in self.biases.items()
+        }
+        save_file(
+            arrays, str(path), metadata={"plan": msgspec.json.encode(scalars).decode()}
+        )
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -171,5 +187,9 @@ class Plan:
                 )
                 for name, r in scalars["weights"].items()
             },
-            biases={k.removeprefix("bias:"): v for k, v in arrays.items() if k.startswith("bias:")},
+            biases={
+                k.removeprefix("bias:"): v
+                for k, v in arrays.items()
+                if k.startswith("bias:")
+            },
         )

@@ -37,9 +37,11 @@ class Requantizer:
     @property
     def ratio(self) -> npt.NDArray[np.float32]:
         """M / 2^S: exactly representable in float32."""
-        return (self.multiplier / np.exp2(self.shift)).astype(np.float32)
+        return np.asarray(self.multiplier / np.exp2(self.shift), np.float32)
 
-    def apply(self, acc: npt.NDArray[np.int64], axis: int | None = None) -> npt.NDArray[np.uint8]:
+    def apply(
+        self, acc: npt.NDArray[np.int64], axis: int | None = None
+    ) -> npt.NDArray[np.uint8]:
         """Requantise integers exactly: acc int64 -> uint8 of the same shape."""
         multiplier, shift = self.multiplier, self.shift
         if multiplier.ndim and axis is not None:
@@ -47,7 +49,9 @@ class Requantizer:
             shape[axis] = -1
             multiplier, shift = multiplier.reshape(shape), shift.reshape(shape)
         rounded = shift_half_even(acc * multiplier, shift)
-        return np.clip(rounded + self.zero_point, self.low, self.high).astype(np.uint8)
+        return np.asarray(
+            np.clip(rounded + self.zero_point, self.low, self.high), np.uint8
+        )
 
 
 def shift_half_even(
@@ -58,7 +62,7 @@ def shift_half_even(
     twice = (value - (quotient << shift)) << 1
     one = np.int64(1) << shift
     up = (twice > one) | ((twice == one) & ((quotient & 1) == 1))
-    return quotient + up
+    return np.asarray(quotient + up, np.int64)
 
 
 def exact_shift(zero_point: int, low: int = 0, high: int = 255) -> int:
@@ -101,7 +105,9 @@ def scales_for_ratio(
     Tries the nearest float and its neighbours. Returns [n] float32 scales and [n] bool: found.
     """
     ratio = np.asarray(ratio, np.float32)
-    first = (ratio.astype(np.float64) * float(y_scale) / float(x_scale)).astype(np.float32)
+    first = (ratio.astype(np.float64) * float(y_scale) / float(x_scale)).astype(
+        np.float32
+    )
     best, found = first.copy(), onnx_ratio(x_scale, first, y_scale) == ratio
     for direction in (np.float32(0), np.float32(np.inf)):
         candidate = first
@@ -113,7 +119,10 @@ def scales_for_ratio(
 
 
 def nudge_scales(
-    w_scale: npt.NDArray[np.floating], x_scale: np.float32, y_scale: np.float32, limit: int
+    w_scale: npt.NDArray[np.floating],
+    x_scale: np.float32,
+    y_scale: np.float32,
+    limit: int,
 ) -> npt.NDArray[np.float32]:
     """The nearest weight scales for which x_scale * w_scale / y_scale is short and exact.
 
@@ -123,7 +132,9 @@ def nudge_scales(
     wanted = np.asarray(w_scale, np.float64) * float(x_scale) / float(y_scale)
     multiplier, shift = short_multiplier(wanted, limit)
     unit = np.exp2(-np.minimum(shift, limit).astype(np.float64))
-    scales, found = scales_for_ratio((multiplier * unit).astype(np.float32), x_scale, y_scale)
+    scales, found = scales_for_ratio(
+        (multiplier * unit).astype(np.float32), x_scale, y_scale
+    )
     fine = np.exp2(-np.full(shift.shape, limit, np.float64))
     whole = np.rint(wanted / fine)
     for offset in (1, -1, 2, -2, 3, -3, 4, -4):

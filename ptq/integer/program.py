@@ -195,7 +195,17 @@ class Apply:
 
 
 Step = (
-    Quantize | Dequantize | Convolve | Gemm | MatMul | Add | Multiply | Lookup | Mean | Softmax | Apply
+    Quantize
+    | Dequantize
+    | Convolve
+    | Gemm
+    | MatMul
+    | Add
+    | Multiply
+    | Lookup
+    | Mean
+    | Softmax
+    | Apply
 )
 
 

@@ -1,0 +1,99 @@
+"""Choose the grid of every activation from its histogram."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ptq.grid import Grid
+from ptq.histogram import Histogram
+from ptq.integer.claims import constant
+from ptq.integer.outline import Outline, Site
+from ptq.passes.collect_ranges import choose_range
+from ptq.passes.context import Context
+from ptq.plan import ActivationPlan, Plan
+
+SOFTMAX_SCALE = np.float32(2.0**-8)
+SMALLEST_SCALE = 1e-12
+
+
+@dataclass(frozen=True)
+class ChooseActivationGrids:
+    """Ranges by the recipe's calib_method, then affine grids with an even zero point.
+
+    1. Limits of a fused Relu or Clip bound the range, so that saturation does the clipping.
+    2. Softmax outputs have the fixed grid 1/256, zero point 0.
+    3. The result of a Concat lends its grid to operands that nobody else reads.
+    """
+
+    def __call__(
+        self, context: Context, plan: Plan, histograms: Mapping[str, Histogram]
+    ) -> Plan:
+        """A plan with a grid for every site of the outline."""
+        outline, method = context.outline, context.recipe.calib_method
+        chosen: dict[str, ActivationPlan] = {}
+        for site in outline.sites.values():
+            if site.fixed:
+                chosen[site.name] = ActivationPlan(Grid(8), SOFTMAX_SCALE, 0)
+                continue
+            if site.source == "constant":
+                array = constant(outline.constants[site.name])
+                low, high = (0.0, 0.0) if array is None else (float(array.min()), float(array.max()))
+            else:
+                low, high = choose_range(
+                    histograms[site.name], method, site.bits, limits=site.limits
+                )
+            chosen[site.name] = affine_grid(low, high, site)
+        return plan.with_activations(_lend_concat_grids(outline, chosen))
+
+
+def affine_grid(low: float, high: float, site: Site) -> ActivationPlan:
+    """The finest affine grid with an even zero point that covers low .. high and zero.
+
+    Codes outside the site's limits are cut off, so a fused clamp costs nothing more.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    top = (1 << site.bits) - 1
+    wanted = top * -low / max(high - low, SMALLEST_SCALE)
+    options = {int(2 * np.clip(np.floor(wanted / 2) + i, 0, top // 2)) for i in (-1, 0, 1, 2)}
+    scale, zero_point = min(
+        (max(_ratio(high, top - z), _ratio(-low, z), SMALLEST_SCALE), z) for z in options
+    )
+    step = np.float32(scale)
+    return replace(
+        ActivationPlan(Grid(site.bits), step, zero_point, 0, top), **_code_limits(site, step, zero_point)
+    )
+
+
+def _ratio(span: float, codes: int) -> float:
+    return 0.0 if span <= 0 else np.inf if codes == 0 else span / codes
+
+
+def _code_limits(site: Site, scale: np.float32, zero_point: int) -> dict[str, int]:
+    top = (1 << site.bits) - 1
+    ends = [np.clip(np.rint(v / float(scale)) + zero_point, 0, top) for v in site.limits]
+    return {"low": int(ends[0]), "high": int(ends[1])}
+
+
+def _lend_concat_grids(
+    outline: Outline, chosen: dict[str, ActivationPlan]
+) -> dict[str, ActivationPlan]:
+    """Give a Concat's operands its own grid where no other step reads them."""
+    readers: dict[str, set[str]] = {}
+    for unit in outline.units:
+        for name in unit.inputs:
+            if unit.kind != "move":
+                readers.setdefault(outline.site(name), set()).add(unit.name)
+    for unit in reversed(outline.units):
+        if unit.kind != "concat":
+            continue
+        grid = chosen[unit.output]
+        for name in unit.inputs:
+            site = outline.sites[outline.site(name)]
+            lone = readers[site.name] == {unit.name} and not site.fixed
+            if lone and site.bits == grid.grid.bits:
+                limits = _code_limits(site, grid.scale, grid.zero_point)
+                chosen[site.name] = replace(grid, **limits)
+    return chosen

@@ -1,0 +1,130 @@
+"""Stream the second moments of every weighted layer's input: what second-order rounding needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ptq.integer import claims
+from ptq.integer.outline import Unit
+from ptq.integer.weights import unit_axis, unit_weight
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class Moments:
+    """Sums over the positions that one layer's weight is multiplied at.
+
+    gram: [groups, K, K] float64, sum x x^T; mean: [groups, K] float64, sum x; count: positions.
+    """
+
+    gram: npt.NDArray[np.float64]
+    mean: npt.NDArray[np.float64]
+    count: int = 0
+
+    def add(self, columns: Array) -> None:
+        """Add positions: columns [groups, n, K]."""
+        wide = columns.astype(np.float64)
+        self.gram += np.matmul(wide.transpose(0, 2, 1), wide)
+        self.mean += wide.sum(axis=1)
+        self.count += wide.shape[1]
+
+
+def weight_rows(unit: Unit) -> npt.NDArray[np.float32]:
+    """The weight with output channels first: [channels, K] float32."""
+    weight = np.moveaxis(unit_weight(unit), unit_axis(unit), 0)
+    return weight.reshape(len(weight), -1)
+
+
+def groups(unit: Unit) -> int:
+    """Number of convolution groups; 1 for matrix products."""
+    return claims.integer(unit.node, "group", 1) if unit.kind == "conv" else 1
+
+
+def empty_moments(unit: Unit) -> Moments:
+    """Zero moments of a unit's input."""
+    size = weight_rows(unit).shape[1]
+    return Moments(np.zeros((groups(unit), size, size)), np.zeros((groups(unit), size)))
+
+
+def gram_bytes(unit: Unit) -> int:
+    """Memory that a unit's Gram matrices take, bytes."""
+    return 8 * groups(unit) * weight_rows(unit).shape[1] ** 2
+
+
+def batches_of_units(units: Sequence[Unit], limit_bytes: int) -> Iterator[list[Unit]]:
+    """Consecutive units whose Gram matrices together stay within a limit (one at least)."""
+    part: list[Unit] = []
+    used = 0
+    for unit in units:
+        if part and used + gram_bytes(unit) > limit_bytes:
+            yield part
+            part, used = [], 0
+        part.append(unit)
+        used += gram_bytes(unit)
+    if part:
+        yield part
+
+
+def columns(
+    unit: Unit, x: Array, positions: int, generator: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """A random sample of the vectors that the weight is multiplied with.
+
+    x: the layer's input, [n, c, *spatial] or [..., k] -> [groups, at most n * positions, K].
+    Convolutions draw the same `positions` output positions in every image of the batch.
+    """
+    if unit.kind != "conv":
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) > (limit := positions * len(x)):
+            rows = rows[np.sort(generator.choice(len(rows), limit, replace=False))]
+        return rows[None]
+    windows = conv_windows(unit, x)
+    spatial = windows.shape[2 : 2 + (windows.ndim - 2) // 2]
+    total = int(np.prod(spatial))
+    chosen = np.arange(total)
+    if total > positions:
+        chosen = np.sort(generator.choice(total, positions, replace=False))
+    index = np.unravel_index(chosen, spatial)
+    picked = windows[(slice(None), slice(None), *index)]  # [n, c, p, *kernel]
+    picked = np.moveaxis(picked, 2, 1)  # [n, p, c, *kernel]
+    rows = picked.reshape(len(x) * len(chosen), groups(unit), -1)
+    return np.ascontiguousarray(rows.transpose(1, 0, 2))
+
+
+def conv_windows(unit: Unit, x: Array) -> Array:
+    """Every window of a convolution's input: [n, c, *output, *kernel], a view where possible."""
+    kernel = unit_weight(unit).shape[2:]
+    n = len(kernel)
+    strides = claims.integers(unit.node, "strides", (1,) * n)
+    dilations = claims.integers(unit.node, "dilations", (1,) * n)
+    pads = claims.integers(unit.node, "pads", (0,) * 2 * n)
+    extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    room = [(0, 0), (0, 0), *((pads[i], pads[i + n]) for i in range(n))]
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(x, room), extent, axis=tuple(range(2, 2 + n))
+    )
+    stride = tuple(slice(None, None, s) for s in strides)
+    dilate = tuple(slice(None, None, d) for d in dilations)
+    return windows[(slice(None), slice(None), *stride, *dilate)]
+
+
+def mean_column(unit: Unit, x: Array) -> npt.NDArray[np.float64]:
+    """The sum over all positions of the vectors the weight meets, and their number.
+
+    -> [groups * K + 1] float64: the sums, then the count.
+    """
+    if unit.kind != "conv":
+        rows = x.reshape(-1, x.shape[-1])
+        return np.append(rows.sum(axis=0, dtype=np.float64), len(rows))
+    windows = conv_windows(unit, x)
+    n = (windows.ndim - 2) // 2
+    axes = (0, *range(2, 2 + n))
+    total = windows.sum(axis=axes, dtype=np.float64)
+    count = len(x) * int(np.prod(windows.shape[2 : 2 + n]))
+    return np.append(total.reshape(-1), count)
