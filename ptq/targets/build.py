@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,11 @@ import onnx
 import onnx_ir as ir
 
 from ptq.errors import PtqError, UnsupportedModelError
-from ptq.integer.program import Apply, Boundary, Dequantize, Program, Quantize, Ref
+from ptq.integer.program import Boundary, Program, Ref
 from ptq.plan import ActivationPlan
+from ptq.targets.names import Io, exposed_values, free_name, value_names
 from ptq.targets.shapes import infer_codes, infer_types
 
-Io = Literal["float", "integer"]
 Array = npt.NDArray[Any]
 Emitter = Callable[["Builder", Any], None]
 
@@ -50,52 +50,6 @@ def print_program(program: Program, emitters: Mapping[type, Emitter], io: Io) ->
     return builder.finish()
 
 
-def value_names(program: Program, io: Io = "float") -> dict[Ref, str]:
-    """The ONNX name of every raw value and every code tensor of the emitted graph.
-
-    Raw values keep their name, codes are called `<name>_quantized`. With io='integer' the codes
-    at the boundary have the boundary's name.
-    """
-    raw, codes = _raw_names(program), [*program.codes, *program.code_constants]
-    names = {Ref(name, False): name for name in raw}
-    exposed = set() if io == "float" else _exposed(program)
-    taken = set(raw)
-    for name in dict.fromkeys(codes):
-        if name in exposed:
-            names[Ref(name, True)] = name
-            names[Ref(name, False)] = _free(f"{name}_dequantized", taken)
-        else:
-            names[Ref(name, True)] = _free(f"{name}_quantized", taken)
-    return names
-
-
-def _raw_names(program: Program) -> dict[str, None]:
-    names = [b.name for b in (*program.inputs, *program.outputs)] + list(program.constants)
-    for step in program.steps:
-        if isinstance(step, Quantize | Dequantize):
-            names.append(step.value)
-        elif isinstance(step, Apply):
-            refs = (*step.inputs, *step.outputs)
-            names += [ref.name for ref in refs if ref is not None and not ref.codes]
-    return dict.fromkeys(names)
-
-
-def _exposed(program: Program) -> set[str]:
-    """Boundary values that become codes under io='integer'."""
-    quantized = {s.value for s in program.steps if isinstance(s, Quantize)}
-    dequantized = {s.value for s in program.steps if isinstance(s, Dequantize)}
-    inputs = {b.name for b in program.inputs} & quantized
-    return inputs | ({b.name for b in program.outputs} & dequantized)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    wanted, count = name, 1
-    while name in taken:
-        name, count = f"{wanted}_{count}", count + 1
-    taken.add(name)
-    return name
-
-
 class Builder:
     """Collects the nodes and initialisers of one emitted graph.
 
@@ -107,7 +61,7 @@ class Builder:
         self.program = program
         self.scope = ""
         self.opset = max(program.opset, MIN_OPSET)
-        self.exposed = set() if io == "float" else _exposed(program)
+        self.exposed = set() if io == "float" else exposed_values(program)
         self.names = value_names(program, io)
         self._taken = set(self.names.values())
         self._values: dict[Ref, ir.Value] = {}
@@ -160,7 +114,7 @@ class Builder:
         data = np.ascontiguousarray(array, dtype).reshape(np.shape(array))
         key = (data.dtype.name, data.shape, hashlib.sha256(data.tobytes()).digest())
         if key not in self._constants:
-            name = _free(hint, self._taken)
+            name = free_name(hint, self._taken)
             self._constants[key] = self._initializer(None, name, ir.tensor(data))
         return self._constants[key]
 
@@ -193,9 +147,9 @@ class Builder:
 
     def append(self, node: ir.Node) -> Sequence[ir.Value]:
         """Append a node; it and its outputs get free names."""
-        node.name = _free(f"{self.scope}/{node.op_type}", self._taken)
+        node.name = free_name(f"{self.scope}/{node.op_type}", self._taken)
         for output in node.outputs:
-            output.name = _free(f"{node.name}_output", self._taken)
+            output.name = free_name(f"{node.name}_output", self._taken)
         self._nodes.append(node)
         return node.outputs
 
@@ -260,7 +214,7 @@ class Builder:
         value = ir.Value(
             name=name,
             type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(list(tensor.shape)),
+            shape=ir.Shape(tensor.shape.numpy()),
             const_value=tensor,
         )
         self._initializers.append(value)

@@ -28,7 +28,8 @@ from ptq.integer.program import (
     Softmax,
 )
 from ptq.targets import boundary, exact
-from ptq.targets.build import Builder, Emitter, Io, print_program
+from ptq.targets.build import Builder, Emitter, print_program
+from ptq.targets.names import Io
 from ptq.targets.rows import like_rows, rows_of
 from ptq.targets.storage import store_weight
 

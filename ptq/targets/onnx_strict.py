@@ -1,0 +1,89 @@
+"""Target `onnx-strict`: no float tensor between the boundaries, standard operators only.
+
+ConvInteger, MatMulInteger and int32/int64 Mul, Add, Div, Mod, Clip: every step exactly as the
+integer program defines it, so it doubles as proof that the fast target is right. It is meant for
+integer-only accelerators; onnxruntime runs it many times slower than target `onnx`.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from ptq.integer.program import (
+    Add,
+    Apply,
+    Convolve,
+    Dequantize,
+    Gemm,
+    Lookup,
+    MatMul,
+    Mean,
+    Multiply,
+    Program,
+    Quantize,
+    Softmax,
+)
+from ptq.targets import boundary, exact
+from ptq.targets.build import Builder, Emitter, print_program
+from ptq.targets.names import Io
+from ptq.targets.storage import store_weight
+
+
+def emit(program: Program, *, io: Io = "float") -> ir.Model:
+    """Print `program` with integer operators only; bit-exact.
+
+    io: 'float' keeps the float model's boundary; 'integer' makes codes of it, whose scale and
+    zero point are in the metadata as `ptq.codes.<name>`.
+
+    Raises:
+        UnsupportedModelError: a step that has no form here.
+    """
+    return print_program(program, STEPS, io)
+
+
+def _convolve(b: Builder, step: Convolve) -> None:
+    spatial = step.weight.ndim - 2
+    weight = store_weight(b, step.weight, step.stored)
+    operands = [b.codes(step.input), weight, b.zero_point(b.plan(step.input))]
+    attributes = {
+        "kernel_shape": step.weight.shape[2:],
+        "strides": step.strides,
+        "dilations": step.dilations,
+        "pads": step.pads,
+        "group": step.groups,
+    }
+    acc = b.node("ConvInteger", operands, attributes)
+    if step.bias.any():
+        bias = step.bias.reshape(1, -1, *[1] * spatial)
+        acc = b.node("Add", [acc, b.constant(bias, "int32", f"{step.name}.bias")])
+    b.bind_codes(step.output, exact.requantize(b, acc, step.requantizer, spatial))
+
+
+def _gemm(b: Builder, step: Gemm) -> None:
+    weight = store_weight(b, step.weight, step.stored, step.transposed)
+    operands = [b.codes(step.input), weight, b.zero_point(b.plan(step.input))]
+    acc = b.node("MatMulInteger", operands)
+    if step.bias is not None:
+        acc = b.node("Add", [acc, b.constant(step.bias, "int32", f"{step.name}.bias")])
+    b.bind_codes(step.output, exact.requantize(b, acc, step.requantizer))
+
+
+def _matmul(b: Builder, step: MatMul) -> None:
+    zero_points = [b.zero_point(b.plan(name)) for name in (step.a, step.b)]
+    acc = b.node("MatMulInteger", [b.codes(step.a), b.codes(step.b), *zero_points])
+    b.bind_codes(step.output, exact.requantize(b, acc, step.requantizer))
+
+
+STEPS: dict[type, Emitter] = {
+    Quantize: boundary.quantize,
+    Dequantize: boundary.dequantize,
+    Convolve: _convolve,
+    Gemm: _gemm,
+    MatMul: _matmul,
+    Add: exact.add,
+    Multiply: exact.multiply,
+    Lookup: exact.lookup,
+    Mean: exact.mean,
+    Softmax: exact.softmax,
+    Apply: boundary.apply,
+}
