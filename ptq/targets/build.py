@@ -240,7 +240,8 @@ class Builder:
     def _type_boundary(self, value: ir.Value, boundary: Boundary) -> None:
         codes = boundary.name in self.exposed
         value.type = CODES if codes else ir.TensorType(boundary.dtype)
-        value.shape = None if boundary.shape is None else ir.Shape(boundary.shape)
+        if boundary.shape is not None:
+            value.shape = ir.Shape(boundary.shape)
 
     def _grid_json(self, name: str) -> str:
         plan = self.plan(name)
