@@ -12,18 +12,38 @@ import onnx_ir.passes.common as common
 
 from ptq.errors import UnsupportedModelError
 from ptq.finite import check_finite
+from ptq.passes.divide_by_multiplying import divide_by_multiplying
+from ptq.passes.expand_conv_transpose import expand_conv_transpose
 from ptq.passes.fix_reshape import fix_reshape
+from ptq.passes.fix_resize import fix_resize
 from ptq.passes.fold_batch_norm import fold_batch_norm
+from ptq.passes.fold_channel_scale import fold_channel_scale
+from ptq.passes.fold_constants import fold_constants
+from ptq.passes.fuse_gemm import fuse_gemm
+from ptq.passes.mask_average_pool import mask_average_pool
+from ptq.passes.merge_pads import merge_pads
 from ptq.passes.remove_identity import remove_identity
 from ptq.passes.rewriting import Rewrite
 from ptq.passes.simplify import infer_shapes, simplify
 from ptq.passes.simplify_child import TARGET_OPSET
+from ptq.passes.write_pads import write_pads
+from ptq.passes.write_resize_as_matmul import write_resize_as_matmul
 from ptq.sandbox import Limits
 
 REWRITES: tuple[Rewrite, ...] = (
     remove_identity,
+    fold_constants,
     fix_reshape,
+    fix_resize,
+    write_pads,
+    merge_pads,
+    fuse_gemm,
     fold_batch_norm,
+    fold_channel_scale,
+    expand_conv_transpose,
+    mask_average_pool,
+    write_resize_as_matmul,
+    divide_by_multiplying,
 )
 """Run in this order, over and over until none changes anything."""
 

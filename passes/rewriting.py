@@ -6,13 +6,15 @@ nothing matched. What a rewrite declines it leaves exactly as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
+Attributes = Mapping[str, int | float | str | Sequence[int]]
 Rewrite = Callable[[ir.Graph], int]
 
 
@@ -99,7 +101,8 @@ def unique_name(graph: ir.Graph, base: str) -> str:
 def add_initializer(graph: ir.Graph, base_name: str, array: Array) -> ir.Value:
     """Register `array` as a new constant of the graph and return its value."""
     name = unique_name(graph, base_name)
-    value = ir.Value(name=name, const_value=ir.Tensor(np.ascontiguousarray(array), name=name))
+    array = np.asarray(array, order="C")  # ascontiguousarray would make a scalar a vector
+    value = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
     value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
     value.shape = ir.Shape(array.shape)
     graph.register_initializer(value)
@@ -109,7 +112,7 @@ def add_initializer(graph: ir.Graph, base_name: str, array: Array) -> ir.Value:
 def new_node(
     op_type: str,
     inputs: Sequence[ir.Value | None],
-    attributes: dict[str, int | float | str | Sequence[int]] | None = None,
+    attributes: Attributes | None = None,
     *,
     like: ir.Value | None = None,
     shape: Sequence[int | ir.SymbolicDim] | None = None,
@@ -137,10 +140,10 @@ def replace(node: ir.Node, chain: Sequence[ir.Node]) -> None:
     graph.insert_before(node, chain)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.remove(node, safe=True)
-    for step in chain:
-        step.name = f"{stem}/{step.op_type}" if step is not chain[-1] else stem
-        if step is not chain[-1]:
-            step.outputs[0].name = unique_name(graph, f"{output_name}/{step.op_type}")
+    for step in chain[:-1]:
+        step.outputs[0].name = unique_name(graph, f"{output_name}/{step.op_type}")
+        step.name = step.outputs[0].name
+    chain[-1].name = stem
     new.name = output_name
 
 

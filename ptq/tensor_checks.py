@@ -1,4 +1,4 @@
-"""What one tensor claims about itself, checked against what is there, without reading its numbers."""
+"""What a tensor claims about itself, checked against what is there; its numbers are not read."""
 
 from __future__ import annotations
 
