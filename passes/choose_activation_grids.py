@@ -28,9 +28,7 @@ class ChooseActivationGrids:
     3. The result of a Concat lends its grid to operands that nobody else reads.
     """
 
-    def __call__(
-        self, context: Context, plan: Plan, histograms: Mapping[str, Histogram]
-    ) -> Plan:
+    def __call__(self, context: Context, plan: Plan, histograms: Mapping[str, Histogram]) -> Plan:
         """A plan with a grid for every site of the outline."""
         outline, method = context.outline, context.recipe.calib_method
         chosen: dict[str, ActivationPlan] = {}
@@ -40,7 +38,9 @@ class ChooseActivationGrids:
                 continue
             if site.source == "constant":
                 array = constant(outline.constants[site.name])
-                low, high = (0.0, 0.0) if array is None else (float(array.min()), float(array.max()))
+                low, high = (
+                    (0.0, 0.0) if array is None else (float(array.min()), float(array.max()))
+                )
             else:
                 low, high = choose_range(
                     histograms[site.name], method, site.bits, limits=site.limits
@@ -63,7 +63,8 @@ def affine_grid(low: float, high: float, site: Site) -> ActivationPlan:
     )
     step = np.float32(scale)
     return replace(
-        ActivationPlan(Grid(site.bits), step, zero_point, 0, top), **_code_limits(site, step, zero_point)
+        ActivationPlan(Grid(site.bits), step, zero_point, 0, top),
+        **_code_limits(site, step, zero_point),
     )
 
 

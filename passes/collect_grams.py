@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ptq.execute.float import FloatRunner
 from ptq.integer import claims
 from ptq.integer.outline import Unit
 from ptq.integer.weights import unit_axis, unit_weight
+from ptq.passes.context import Context, Progress
+
+POSITIONS = 64
+ROWS_A_COLUMN = 16
 
 Array = npt.NDArray[Any]
 
@@ -33,6 +38,30 @@ class Moments:
         self.gram += np.matmul(wide.transpose(0, 2, 1), wide)
         self.mean += wide.sum(axis=1)
         self.count += wide.shape[1]
+
+
+def collect_moments(
+    context: Context, units: Sequence[Unit], positions: int = POSITIONS
+) -> dict[str, Moments]:
+    """Moments of the float model's inputs to `units`, one pass over the samples.
+
+    positions: at most so many output positions of an image are read; the first batch raises it
+        where a wide layer would otherwise see fewer than ROWS_A_COLUMN rows a column.
+    """
+    taps = list(dict.fromkeys(unit.inputs[0] for unit in units))
+    runner = FloatRunner(context.model, taps)
+    moments = {unit.name: empty_moments(unit) for unit in units}
+    generator = context.generator()
+    for done, batch in enumerate(context.batches(context.batch_size(taps)), 1):
+        tapped = runner.run(batch)
+        for unit in units:
+            x = tapped[unit.inputs[0]]
+            wanted = ROWS_A_COLUMN * moments[unit.name].gram.shape[-1] // context.recipe.samples
+            sample = columns(unit, x, max(positions, wanted), generator)
+            moments[unit.name].add(sample)
+        context.report(Progress("collect second moments", done, None))
+    runner.close()
+    return moments
 
 
 def weight_rows(unit: Unit) -> npt.NDArray[np.float32]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from ptq.execute.taps import graph_values
 from ptq.integer.outline import Outline, Unit
 from ptq.recipe import Recipe
+
+TAPPED_BYTES = 192 << 20
+LARGEST_BATCH = 64
 
 Batch = Mapping[str, npt.NDArray[Any]]
 
@@ -44,6 +49,18 @@ class Context:
         """Width of a unit's weights: the recipe's, or `edge_bits` at the first and last."""
         edge = self.recipe.edge_bits
         return edge if unit.edge and edge is not None else self.recipe.weight_bits
+
+    def batch_size(self, taps: Sequence[str]) -> int:
+        """How many samples at a time keep the tapped float tensors within TAPPED_BYTES.
+
+        Dynamic dimensions other than the batch count as one: an estimate.
+        """
+        values = graph_values(self.model)
+        shapes = [values[name].shape for name in taps if name in values]
+        sizes = [
+            math.prod(d for d in list(shape)[1:] if isinstance(d, int)) for shape in shapes if shape
+        ]
+        return max(1, min(LARGEST_BATCH, TAPPED_BYTES // max(4 * sum(sizes), 1)))
 
     def generator(self) -> np.random.Generator:
         """A random generator that depends on the recipe's seed only."""

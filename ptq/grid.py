@@ -44,17 +44,11 @@ class Grid:
 
     def __post_init__(self) -> None:
         if self.bits not in WEIGHT_BITS:
-            raise RecipeError(
-                f"grid: got {self.bits} bits; wanted 2 to 8: choose a width in it"
-            )
+            raise RecipeError(f"grid: got {self.bits} bits; wanted 2 to 8: choose a width in it")
         if not self.power >= 1.0:
-            raise RecipeError(
-                f"grid: got power {self.power}; wanted at least 1 (p = 1/a)"
-            )
+            raise RecipeError(f"grid: got power {self.power}; wanted at least 1 (p = 1/a)")
         if self.half and self.bits == 8:
-            raise RecipeError(
-                "grid: half-integer levels of 8 bits do not fit int8: use 7 or fewer"
-            )
+            raise RecipeError("grid: half-integer levels of 8 bits do not fit int8: use 7 or fewer")
 
     @property
     def size(self) -> int:
@@ -112,14 +106,10 @@ class Grid:
     def decode(self, codes: Codes, zero_points: Integers) -> npt.NDArray[np.int8]:
         """Integers of the codes: [n, ...] uint8, [n] integers -> [n, ...] int8."""
         rows = codes.reshape(len(codes), -1)
-        decoded = np.take_along_axis(
-            self.tables(zero_points), rows.astype(np.intp), axis=1
-        )
+        decoded = np.take_along_axis(self.tables(zero_points), rows.astype(np.intp), axis=1)
         return decoded.reshape(codes.shape)
 
     def dequantize(self, codes: Codes, scale: Floats, zero_points: Integers) -> Floats:
         """Values of the codes: scale * T_c, [n, ...] float64."""
         shape = (-1, *[1] * (codes.ndim - 1))
-        return self.decode(codes, zero_points) * np.asarray(scale, np.float64).reshape(
-            shape
-        )
+        return self.decode(codes, zero_points) * np.asarray(scale, np.float64).reshape(shape)

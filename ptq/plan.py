@@ -37,9 +37,7 @@ class ActivationPlan:
 
     def quantize(self, x: npt.ArrayLike) -> Codes:
         """Codes as onnxruntime's QuantizeLinear makes them: float32 division, half to even."""
-        codes = np.rint(np.asarray(x, np.float32) / self.scale) + np.float32(
-            self.zero_point
-        )
+        codes = np.rint(np.asarray(x, np.float32) / self.scale) + np.float32(self.zero_point)
         return np.asarray(np.clip(codes, self.low, self.high), np.uint8)
 
     def dequantize(self, codes: Codes) -> npt.NDArray[np.float32]:
@@ -70,9 +68,7 @@ class WeightPlan:
     def require_codes(self) -> Codes:
         """The codes; a plan without them is not finished."""
         if self.codes is None:
-            raise InvalidModelError(
-                "plan: weights without codes; run a rounding pass first"
-            )
+            raise InvalidModelError("plan: weights without codes; run a rounding pass first")
         return self.codes
 
     def decode(self) -> npt.NDArray[np.int8]:
@@ -80,13 +76,9 @@ class WeightPlan:
         codes = np.moveaxis(self.require_codes(), self.axis, 0)
         rows = self.grid.decode(codes, self.zero_point).reshape(len(codes), -1)
         if self.block_multiplier is not None:
-            factor = np.repeat(self.block_multiplier, self.block_size, axis=1)[
-                :, : rows.shape[1]
-            ]
+            factor = np.repeat(self.block_multiplier, self.block_size, axis=1)[:, : rows.shape[1]]
             rows = (rows.astype(np.int16) * factor).astype(np.int8)
-        return np.ascontiguousarray(
-            np.moveaxis(rows.reshape(codes.shape), 0, self.axis)
-        )
+        return np.ascontiguousarray(np.moveaxis(rows.reshape(codes.shape), 0, self.axis))
 
     def dequantize(self) -> npt.NDArray[np.float64]:
         """The weight's value after quantisation, float64 of the weight's shape."""
@@ -142,12 +134,8 @@ class Plan:
             for key in ("scale", "zero_point", "codes", "block_multiplier"):
                 if getattr(weight, key) is not None:
                     arrays[f"{key}:{name}"] = np.ascontiguousarray(getattr(weight, key))
-        arrays |= {
-            f"bias:{name}": np.ascontiguousarray(b) for name, b in self.biases.items()
-        }
-        save_file(
-            arrays, str(path), metadata={"plan": msgspec.json.encode(scalars).decode()}
-        )
+        arrays |= {f"bias:{name}": np.ascontiguousarray(b) for name, b in self.biases.items()}
+        save_file(arrays, str(path), metadata={"plan": msgspec.json.encode(scalars).decode()})
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -187,9 +175,5 @@ class Plan:
                 )
                 for name, r in scalars["weights"].items()
             },
-            biases={
-                k.removeprefix("bias:"): v
-                for k, v in arrays.items()
-                if k.startswith("bias:")
-            },
+            biases={k.removeprefix("bias:"): v for k, v in arrays.items() if k.startswith("bias:")},
         )

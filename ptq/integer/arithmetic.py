@@ -39,9 +39,7 @@ class Requantizer:
         """M / 2^S: exactly representable in float32."""
         return np.asarray(self.multiplier / np.exp2(self.shift), np.float32)
 
-    def apply(
-        self, acc: npt.NDArray[np.int64], axis: int | None = None
-    ) -> npt.NDArray[np.uint8]:
+    def apply(self, acc: npt.NDArray[np.int64], axis: int | None = None) -> npt.NDArray[np.uint8]:
         """Requantise integers exactly: acc int64 -> uint8 of the same shape."""
         multiplier, shift = self.multiplier, self.shift
         if multiplier.ndim and axis is not None:
@@ -49,9 +47,22 @@ class Requantizer:
             shape[axis] = -1
             multiplier, shift = multiplier.reshape(shape), shift.reshape(shape)
         rounded = shift_half_even(acc * multiplier, shift)
-        return np.asarray(
-            np.clip(rounded + self.zero_point, self.low, self.high), np.uint8
-        )
+        return np.asarray(np.clip(rounded + self.zero_point, self.low, self.high), np.uint8)
+
+    def simulate(
+        self, acc: npt.NDArray[np.int64], axis: int | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """The same by float32 product and rint, as float runtimes compute it.
+
+        Equal to `apply` wherever the certificate says exact; that is what tests compare.
+        """
+        ratio = self.ratio
+        if ratio.ndim and axis is not None:
+            shape = [1] * acc.ndim
+            shape[axis] = -1
+            ratio = ratio.reshape(shape)
+        rounded = np.rint(acc.astype(np.float32) * ratio) + np.float32(self.zero_point)
+        return np.asarray(np.clip(rounded, self.low, self.high), np.uint8)
 
 
 def shift_half_even(
@@ -105,9 +116,7 @@ def scales_for_ratio(
     Tries the nearest float and its neighbours. Returns [n] float32 scales and [n] bool: found.
     """
     ratio = np.asarray(ratio, np.float32)
-    first = (ratio.astype(np.float64) * float(y_scale) / float(x_scale)).astype(
-        np.float32
-    )
+    first = (ratio.astype(np.float64) * float(y_scale) / float(x_scale)).astype(np.float32)
     best, found = first.copy(), onnx_ratio(x_scale, first, y_scale) == ratio
     for direction in (np.float32(0), np.float32(np.inf)):
         candidate = first
@@ -132,9 +141,7 @@ def nudge_scales(
     wanted = np.asarray(w_scale, np.float64) * float(x_scale) / float(y_scale)
     multiplier, shift = short_multiplier(wanted, limit)
     unit = np.exp2(-np.minimum(shift, limit).astype(np.float64))
-    scales, found = scales_for_ratio(
-        (multiplier * unit).astype(np.float32), x_scale, y_scale
-    )
+    scales, found = scales_for_ratio((multiplier * unit).astype(np.float32), x_scale, y_scale)
     fine = np.exp2(-np.full(shift.shape, limit, np.float64))
     whole = np.rint(wanted / fine)
     for offset in (1, -1, 2, -2, 3, -3, 4, -4):

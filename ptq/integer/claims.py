@@ -31,20 +31,12 @@ Rule = Callable[[ir.Node], Claim]
 
 def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
     """The array of a constant value, else None."""
-    return (
-        None
-        if value is None or value.const_value is None
-        else value.const_value.numpy()
-    )
+    return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def is_activation(value: ir.Value | None) -> bool:
     """True for a float tensor that is not constant."""
-    return (
-        value is not None
-        and value.const_value is None
-        and value.dtype == ir.DataType.FLOAT
-    )
+    return value is not None and value.const_value is None and value.dtype == ir.DataType.FLOAT
 
 
 def rank(value: ir.Value | None) -> int | None:
@@ -54,19 +46,13 @@ def rank(value: ir.Value | None) -> int | None:
 
 def static_dim(value: ir.Value | None, axis: int) -> int | None:
     """The size along `axis` if it is known and fixed."""
-    if (
-        value is None
-        or value.shape is None
-        or not -len(value.shape) <= axis < len(value.shape)
-    ):
+    if value is None or value.shape is None or not -len(value.shape) <= axis < len(value.shape):
         return None
     size = value.shape[axis]
     return size if isinstance(size, int) else None
 
 
-def integers(
-    node: ir.Node, name: str, default: tuple[int, ...] = ()
-) -> tuple[int, ...]:
+def integers(node: ir.Node, name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
     """An INTS attribute, or the default."""
     attr = node.attributes.get(name)
     return default if attr is None else tuple(attr.as_ints())
@@ -104,14 +90,8 @@ def channel_axis(value: ir.Value | None) -> int | None:
 
 def _conv(node: ir.Node) -> Claim:
     if constant(node.inputs[1]) is None:
-        return Refusal(
-            "its weight is computed at run time; only constant weights are quantised"
-        )
-    if (
-        len(node.inputs) > 2
-        and node.inputs[2] is not None
-        and constant(node.inputs[2]) is None
-    ):
+        return Refusal("its weight is computed at run time; only constant weights are quantised")
+    if len(node.inputs) > 2 and node.inputs[2] is not None and constant(node.inputs[2]) is None:
         return Refusal("its bias is computed at run time")
     if text(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return Refusal("auto_pad depends on the input's size: give explicit pads")
@@ -120,13 +100,9 @@ def _conv(node: ir.Node) -> Claim:
 
 def _gemm(node: ir.Node) -> Claim:
     if constant(node.inputs[1]) is None or integer(node, "transA", 0):
-        return Refusal(
-            "its second operand is not constant, or transA is set: write it as MatMul"
-        )
+        return Refusal("its second operand is not constant, or transA is set: write it as MatMul")
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is not None and (
-        constant(bias) is None or channel_axis(bias) not in (0, -1)
-    ):
+    if bias is not None and (constant(bias) is None or channel_axis(bias) not in (0, -1)):
         return Refusal("its bias is not a constant row")
     return "gemm"
 
@@ -140,11 +116,7 @@ def _matmul(node: ir.Node) -> Claim:
     array = constant(b)
     if array is not None and array.ndim == 2 and array.dtype == np.float32:
         return "gemm"
-    return (
-        "matmul"
-        if array is not None or constant(a) is not None
-        else Refusal("not float32")
-    )
+    return "matmul" if array is not None or constant(a) is not None else Refusal("not float32")
 
 
 def _binary(kind: str) -> Rule:
@@ -176,9 +148,7 @@ def _with_constant(node: ir.Node) -> Claim:
     activations = [v for v in node.inputs if is_activation(v)]
     if len({id(v) for v in activations}) != 1:
         return Refusal("it combines two computed tensors and has no integer form")
-    axes = {
-        channel_axis(v) for v in node.inputs if v is not None and not is_activation(v)
-    }
+    axes = {channel_axis(v) for v in node.inputs if v is not None and not is_activation(v)}
     if None in axes or len(axes - {0}) > 1 or (axes - {0} and not _keeps_shape(node)):
         return Refusal("its constant varies along several axes")
     if -(rank(node.outputs[0]) or 0) in axes - {0}:
@@ -200,13 +170,9 @@ def _average_pool(node: ir.Node) -> Claim:
     if not any(pads) and kernel == tuple(static_dim(source, i + 2) for i in range(len(kernel))):
         return "mean"
     if any(pads) and not integer(node, "count_include_pad", 0):
-        return Refusal(
-            "padded windows have other divisors: give it a static spatial size"
-        )
+        return Refusal("padded windows have other divisors: give it a static spatial size")
     if integer(node, "ceil_mode", 0) and not _pool_divides(node):
-        return Refusal(
-            "ceil_mode cuts windows at the border: give it a static spatial size"
-        )
+        return Refusal("ceil_mode cuts windows at the border: give it a static spatial size")
     if any(d != 1 for d in integers(node, "dilations")):
         return Refusal("dilated average pooling has no integer form here")
     if text(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
@@ -224,8 +190,7 @@ def _pool_divides(node: ir.Node) -> bool:
     )
     sizes = [None if source is None else static_dim(source, i + 2) for i in range(n)]
     return all(
-        size is not None
-        and (size + pads[i] + pads[i + n] - kernel[i]) % strides[i] == 0
+        size is not None and (size + pads[i] + pads[i + n] - kernel[i]) % strides[i] == 0
         for i, size in enumerate(sizes)
     )
 
@@ -238,9 +203,7 @@ def _mean(node: ir.Node) -> Claim:
     if not axes:
         return Refusal("it reduces nothing")
     if any(static_dim(source, a) is None for a in axes):
-        return Refusal(
-            "the size of a reduced axis is not static: export with a fixed size"
-        )
+        return Refusal("the size of a reduced axis is not static: export with a fixed size")
     return "mean"
 
 
@@ -273,9 +236,7 @@ def _softmax(node: ir.Node) -> Claim:
 
 def _resize(node: ir.Node) -> Claim:
     if text(node, "mode", "nearest") != "nearest":
-        return Refusal(
-            "interpolating resize needs a static spatial size to become a MatMul"
-        )
+        return Refusal("interpolating resize needs a static spatial size to become a MatMul")
     return "move"
 
 

@@ -203,9 +203,7 @@ def _conv(state: _Lowering, unit: Unit) -> None:
 
 def _weights(state: _Lowering, unit: Unit) -> Any:
     if unit.name not in state.plan.weights:
-        raise UnsupportedModelError(
-            f"{unit.name}: the plan has no weights for this layer"
-        )
+        raise UnsupportedModelError(f"{unit.name}: the plan has no weights for this layer")
     return state.plan.weights[unit.name]
 
 
@@ -235,9 +233,7 @@ def _matmul(state: _Lowering, unit: Unit) -> None:
     a, b = (state.need_codes(name) for name in unit.inputs)
     y = state.write(unit.output)
     requantizer = _requantizer(onnx_ratio(a.scale, np.asarray(b.scale), y.scale), y)
-    state.steps.append(
-        MatMul(unit.name, unit.inputs[0], unit.inputs[1], unit.output, requantizer)
-    )
+    state.steps.append(MatMul(unit.name, unit.inputs[0], unit.inputs[1], unit.output, requantizer))
     inner = claims.static_dim(unit.node.inputs[0], -1) if unit.node.inputs[0] else None
     reach = [max(g.high - g.zero_point, g.zero_point - g.low) for g in (a, b)]
     bound = reach[0] * reach[1] * (inner or 1)
@@ -290,13 +286,9 @@ def _mean(state: _Lowering, unit: Unit) -> None:
     count = math.prod(claims.static_dim(unit.node.inputs[0], a) or 1 for a in axes)
     divisor = 1 if unit.node.op_type == "ReduceSum" else count
     bits = 24 - max(int(np.ceil(np.log2(count))), 0)
-    requantizer = _requantizer(
-        float(x.scale) / (divisor * float(y.scale)), y, bits=bits
-    )
+    requantizer = _requantizer(float(x.scale) / (divisor * float(y.scale)), y, bits=bits)
     keep = bool(claims.integer(unit.node, "keepdims", 1))
-    state.steps.append(
-        Mean(unit.name, unit.inputs[0], unit.output, axes, keep, count, requantizer)
-    )
+    state.steps.append(Mean(unit.name, unit.inputs[0], unit.output, axes, keep, count, requantizer))
     state.certificates.append(Certificate(unit.name, 255 * count, True, True))
 
 
@@ -376,9 +368,7 @@ def _requantize(
     """A table that takes codes of one grid to another; returns the new value's name."""
     values = x.dequantize(np.arange(256).clip(x.low, x.high).astype(np.uint8))
     state.codes[name] = y
-    state.steps.append(
-        Lookup(name, source, name, y.quantize(values), None, "requantize")
-    )
+    state.steps.append(Lookup(name, source, name, y.quantize(values), None, "requantize"))
     return name
 
 
@@ -391,15 +381,11 @@ def _move(state: _Lowering, unit: Unit) -> None:
         if value is None:
             refs.append(None)
         elif op_type == "Pad" and position == 2:
-            refs.append(
-                _code_constant(state, f"{unit.name}/value", x.quantize(_number(value)))
-            )
+            refs.append(_code_constant(state, f"{unit.name}/value", x.quantize(_number(value))))
         else:
             refs.append(_raw_operand(state, value))
     if op_type == "Pad" and len(refs) < 3:
-        refs.append(
-            _code_constant(state, f"{unit.name}/value", x.quantize(np.float32(0)))
-        )
+        refs.append(_code_constant(state, f"{unit.name}/value", x.quantize(np.float32(0))))
     if op_type == "GlobalMaxPool":
         size = claims.rank(node.inputs[0]) or 4
         state.constants[f"{unit.name}/axes"] = np.arange(2, size, dtype=np.int64)
@@ -412,11 +398,7 @@ def _move(state: _Lowering, unit: Unit) -> None:
 
 def _number(value: ir.Value) -> npt.NDArray[np.float32]:
     array = claims.constant(value)
-    return (
-        np.zeros((), np.float32)
-        if array is None
-        else array.astype(np.float32).reshape(())
-    )
+    return np.zeros((), np.float32) if array is None else array.astype(np.float32).reshape(())
 
 
 def _code_constant(state: _Lowering, name: str, code: npt.NDArray[np.uint8]) -> Ref:
@@ -439,9 +421,7 @@ def _order(state: _Lowering, unit: Unit) -> None:
     state.raw |= set(unit.outputs)
     attributes = tuple(unit.node.attributes.values())
     inputs = (Ref(unit.inputs[0], codes=True),)
-    state.steps.append(
-        Apply(unit.name, unit.node.op_type, "", inputs, outputs, attributes)
-    )
+    state.steps.append(Apply(unit.name, unit.node.op_type, "", inputs, outputs, attributes))
 
 
 def _apply_raw(state: _Lowering, island: Island) -> None:

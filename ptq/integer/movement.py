@@ -86,19 +86,13 @@ def _run_float(
         )
         for name, a in feeds.items()
     ]
-    outputs = [
-        onnx.helper.make_empty_tensor_value_info(ref.name) for ref in step.outputs
-    ]
+    outputs = [onnx.helper.make_empty_tensor_value_info(ref.name) for ref in step.outputs]
     graph = onnx.helper.make_graph([node], "island", inputs, outputs)
-    imports = [
-        onnx.helper.make_opsetid(*pair) for pair in (("", opset), *CUSTOM_DOMAINS)
-    ]
+    imports = [onnx.helper.make_opsetid(*pair) for pair in (("", opset), *CUSTOM_DOMAINS)]
     proto = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(
-        proto.SerializeToString(), options, ["CPUExecutionProvider"]
-    )
+    session = ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
     return [np.asarray(result) for result in session.run(None, feeds)]
 
 
@@ -158,8 +152,7 @@ def _pool_pads(
     if not auto.startswith("SAME"):
         return list(options.get("pads", (0,) * 2 * n))
     total = [
-        max((-(-s // t) - 1) * t + e - s, 0)
-        for s, e, t in zip(shape, extent, strides, strict=True)
+        max((-(-s // t) - 1) * t + e - s, 0) for s, e, t in zip(shape, extent, strides, strict=True)
     ]
     small, large = [t // 2 for t in total], [t - t // 2 for t in total]
     return [*small, *large] if auto == "SAME_UPPER" else [*large, *small]
@@ -173,25 +166,13 @@ def _resize(step: Apply, operands: Sequence[Array | None], opset: int) -> list[A
     sizes = operands[3] if len(operands) > 3 else None
     options = _attributes(step)
     axes = [a % x.ndim for a in options.get("axes", range(x.ndim))]
-    single = [
-        a for a in step.attributes if a.name not in ("axes", "keep_aspect_ratio_policy")
-    ]
+    single = [a for a in step.attributes if a.name not in ("axes", "keep_aspect_ratio_policy")]
     for position, axis in enumerate(axes):
         index = np.arange(x.shape[axis], dtype=np.float32)
-        by_scale = (
-            None
-            if scales is None or not scales.size
-            else scales[position : position + 1]
-        )
-        by_size = (
-            None
-            if by_scale is not None or sizes is None
-            else sizes[position : position + 1]
-        )
+        by_scale = None if scales is None or not scales.size else scales[position : position + 1]
+        by_size = None if by_scale is not None or sizes is None else sizes[position : position + 1]
         names = ("x", "", "scales" if by_scale is not None else "", "sizes")
-        node = onnx.helper.make_node(
-            "Resize", names[: 3 if by_size is None else 4], ["y"]
-        )
+        node = onnx.helper.make_node("Resize", names[: 3 if by_size is None else 4], ["y"])
         node.attribute.extend(ir.to_proto(attr) for attr in single)
         feeds = {"x": index, "scales": by_scale, "sizes": by_size}
         (picked,) = _evaluator(node.SerializeToString(), opset).run(

@@ -103,9 +103,7 @@ class Outline:
     @property
     def islands(self) -> tuple[Island, ...]:
         """The float islands, each with its reason."""
-        return tuple(
-            i for i in self.items if isinstance(i, Island) and i.reason is not None
-        )
+        return tuple(i for i in self.items if isinstance(i, Island) and i.reason is not None)
 
     @property
     def weighted(self) -> tuple[Unit, ...]:
@@ -153,11 +151,7 @@ def _claim_all(nodes: list[ir.Node], recipe: Recipe) -> dict[int, Claim]:
         rule = claims.RULES.get(node.op_type)
         if not reads and not writes_float and not _has_body(node):
             kept[id(node)] = "raw"
-        elif (
-            rule is not None
-            and reads
-            and node.domain in ("", "ai.onnx", "com.microsoft")
-        ):
+        elif rule is not None and reads and node.domain in ("", "ai.onnx", "com.microsoft"):
             kept[id(node)] = rule(node)
         else:
             kept[id(node)] = Refusal("this operator has no integer form in ptq")
@@ -205,17 +199,11 @@ def _leave_islands_whole(nodes: list[ir.Node], kept: dict[int, Claim]) -> None:
     """Refuse data movement that only carries floats from island to island."""
     fed: dict[int, bool] = {}  # id of a node fed by floats only -> fed by an island
     for node in nodes:
-        sources = [
-            v.producer() for v in node.inputs if v is not None and is_activation(v)
-        ]
-        floats = [
-            p is None or isinstance(kept[id(p)], Refusal) or id(p) in fed
-            for p in sources
-        ]
+        sources = [v.producer() for v in node.inputs if v is not None and is_activation(v)]
+        floats = [p is None or isinstance(kept[id(p)], Refusal) or id(p) in fed for p in sources]
         if kept[id(node)] in FREE and all(floats):
             fed[id(node)] = any(
-                p is not None and (isinstance(kept[id(p)], Refusal) or fed[id(p)])
-                for p in sources
+                p is not None and (isinstance(kept[id(p)], Refusal) or fed[id(p)]) for p in sources
             )
     for node in reversed(nodes):
         users = [kept.get(id(u)) for v in node.outputs for u in v.consumers()]
@@ -241,9 +229,7 @@ class _Builder:
         self.outputs = outputs
         self.items: list[Unit | Island] = []
         self.regions: dict[str, _Region] = {}
-        self.made: dict[
-            str, int
-        ] = {}  # tensor name -> index of the unit that writes it
+        self.made: dict[str, int] = {}  # tensor name -> index of the unit that writes it
         self.absorbed: set[int] = set()
 
     def add(self, node: ir.Node) -> None:
@@ -256,9 +242,7 @@ class _Builder:
             self._island(node, reason)
         elif claim == "shape":
             self._island(node, None)
-        elif claim == "elementwise" or (
-            claim in ("add", "multiply") and self._same_root(node)
-        ):
+        elif claim == "elementwise" or (claim in ("add", "multiply") and self._same_root(node)):
             self._elementwise(node)
         else:
             self._unit(node, str(claim))
@@ -307,15 +291,10 @@ class _Builder:
         value = next(v for v in node.inputs if v is not None and is_activation(v))
         if self._fuse_clamp(node, value):
             return
-        parts = [
-            self._root(v) for v in node.inputs if v is not None and is_activation(v)
-        ]
+        parts = [self._root(v) for v in node.inputs if v is not None and is_activation(v)]
         nodes = list(dict.fromkeys(n for part in parts for n in part.nodes))
         region = _Region(parts[0].root, (*nodes, node))
-        if (
-            len({channel_axis(v) for n in region.nodes for v in n.inputs if _varies(v)})
-            > 1
-        ):
+        if len({channel_axis(v) for n in region.nodes for v in n.inputs if _varies(v)}) > 1:
             self.materialise(value)
             region = _Region(value, (node,))
         self.regions[_name(node.outputs[0])] = region
@@ -324,12 +303,7 @@ class _Builder:
         """A Relu or Clip after an arithmetic unit that nobody else reads is its saturation."""
         index = self.made.get(_name(value))
         bounds = clamp_bounds(node)
-        if (
-            index is None
-            or bounds is None
-            or len(value.uses()) != 1
-            or value.is_graph_output()
-        ):
+        if index is None or bounds is None or len(value.uses()) != 1 or value.is_graph_output():
             return False
         unit = self.items[index]
         if not isinstance(unit, Unit) or unit.kind not in ARITHMETIC:
@@ -345,9 +319,7 @@ class _Builder:
     def _unit(self, node: ir.Node, kind: str) -> None:
         for value in _reads(node):
             self.materialise(value)
-        operands = [
-            v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT
-        ]
+        operands = [v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT]
         weight = bias = None
         nodes: tuple[ir.Node, ...] = (node,)
         if kind in ("conv", "gemm"):
@@ -365,11 +337,7 @@ class _Builder:
         """The Add of a constant row right after a MatMul that nobody else reads."""
         value = node.outputs[0]
         users = list(value.consumers())
-        if (
-            node.op_type != "MatMul"
-            or len(value.uses()) != 1
-            or value.is_graph_output()
-        ):
+        if node.op_type != "MatMul" or len(value.uses()) != 1 or value.is_graph_output():
             return None
         user = users[0]
         other = next((v for v in user.inputs if v is not value), None)
@@ -427,16 +395,12 @@ def _mark_edges(items: list[Unit | Island], model: ir.Model) -> list[Unit | Isla
     last = _reach(backwards, [_name(v) for v in model.graph.outputs], backward=True)
     edge = first | last
     return [
-        replace(i, edge=True)
-        if isinstance(i, Unit) and i.name in edge and i.weight
-        else i
+        replace(i, edge=True) if isinstance(i, Unit) and i.name in edge and i.weight else i
         for i in items
     ]
 
 
-def _reach(
-    items: Iterable[Unit | Island], start: list[str], backward: bool = False
-) -> set[str]:
+def _reach(items: Iterable[Unit | Island], start: list[str], backward: bool = False) -> set[str]:
     """Weighted units reachable from `start` without passing through another one."""
     front, found = set(start), set()
     for item in items:
@@ -455,9 +419,7 @@ def _reach(
     return found
 
 
-def _place_sites(
-    items: tuple[Unit | Island, ...], model: ir.Model, recipe: Recipe
-) -> Outline:
+def _place_sites(items: tuple[Unit | Island, ...], model: ir.Model, recipe: Recipe) -> Outline:
     """Find the tensors that need a grid, and the width of each."""
     units = [i for i in items if isinstance(i, Unit)]
     aliases: dict[str, str] = {}
@@ -469,11 +431,7 @@ def _place_sites(
     written = {name for unit in units for name in unit.outputs}
     for unit in units:
         for value in unit.node.inputs:
-            if (
-                value is not None
-                and value.name in unit.inputs
-                and not is_activation(value)
-            ):
+            if value is not None and value.name in unit.inputs and not is_activation(value):
                 constants[_name(value)] = value
         for name in unit.inputs:
             if name not in written and name not in sources:
@@ -501,9 +459,7 @@ def _place_sites(
     return Outline(items, sites, aliases, constants)
 
 
-def _widths(
-    units: list[Unit], aliases: Mapping[str, str], recipe: Recipe
-) -> dict[str, int]:
+def _widths(units: list[Unit], aliases: Mapping[str, str], recipe: Recipe) -> dict[str, int]:
     """Code widths: operands of multiplications as the recipe says, everything else 8 bits.
 
     Tensors that are only added or mapped keep the full container: narrowing them would cost

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ptq.integer import movement
+from ptq.integer.arithmetic import Requantizer
 from ptq.integer.program import (
     Add,
     Apply,
@@ -32,6 +33,7 @@ from ptq.integer.program import (
 )
 
 Array = npt.NDArray[Any]
+Requantize = Callable[[Requantizer, npt.NDArray[np.int64], int | None], npt.NDArray[np.uint8]]
 
 
 @dataclass
@@ -39,6 +41,7 @@ class _Values:
     """Everything computed so far."""
 
     program: Program
+    requantize: Requantize
     codes: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     raw: dict[str, Array] = field(default_factory=dict)
 
@@ -59,10 +62,15 @@ class _Values:
 
 
 class Reference:
-    """Interprets an integer program exactly; the oracle of every target."""
+    """Interprets an integer program exactly; the oracle of every target.
 
-    def __init__(self, program: Program) -> None:
+    requantize: Requantizer.simulate computes requantisation in float32 instead, the way float
+    runtimes do, to test that the certificates hold.
+    """
+
+    def __init__(self, program: Program, requantize: Requantize = Requantizer.apply) -> None:
         self.program = program
+        self.requantize = requantize
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Raw outputs by name, from raw inputs by name."""
@@ -74,7 +82,9 @@ class Reference:
         return self._execute(feeds).codes
 
     def _execute(self, feeds: Mapping[str, Array]) -> _Values:
-        values = _Values(self.program, dict(self.program.code_constants), dict(feeds))
+        values = _Values(
+            self.program, self.requantize, dict(self.program.code_constants), dict(feeds)
+        )
         for step in self.program.steps:
             RUN[type(step)](values, step)
         return values
@@ -86,9 +96,7 @@ class Reference:
 
 
 def _quantize(values: _Values, step: Quantize) -> None:
-    values.codes[step.value] = values.program.codes[step.value].quantize(
-        values.raw[step.value]
-    )
+    values.codes[step.value] = values.program.codes[step.value].quantize(values.raw[step.value])
 
 
 def _dequantize(values: _Values, step: Dequantize) -> None:
@@ -99,7 +107,7 @@ def _dequantize(values: _Values, step: Dequantize) -> None:
 def _convolve(values: _Values, step: Convolve) -> None:
     acc = convolve(values.centred(step.input), step)
     acc += step.bias.astype(np.int64).reshape(1, -1, *[1] * (acc.ndim - 2))
-    values.codes[step.output] = step.requantizer.apply(acc, axis=1)
+    values.codes[step.output] = values.requantize(step.requantizer, acc, 1)
 
 
 def convolve(x: npt.NDArray[np.int64], step: Convolve) -> npt.NDArray[np.int64]:
@@ -140,26 +148,28 @@ def exact_float(rows: npt.NDArray[np.int8]) -> type[np.float32] | type[np.float6
 def _gemm(values: _Values, step: Gemm) -> None:
     kind = exact_float(step.weight.T)
     acc = np.matmul(values.centred(step.input).astype(kind), step.weight.astype(kind))
-    acc = acc.astype(np.int64)
+    acc = np.asarray(acc).astype(np.int64)
     if step.bias is not None:
         acc += step.bias
-    values.codes[step.output] = step.requantizer.apply(acc, axis=-1)
+    values.codes[step.output] = values.requantize(step.requantizer, acc, -1)
 
 
 def _matmul(values: _Values, step: MatMul) -> None:
     acc = np.matmul(values.centred(step.a).astype(float), values.centred(step.b).astype(float))
-    values.codes[step.output] = step.requantizer.apply(np.asarray(acc).astype(np.int64))
+    values.codes[step.output] = values.requantize(
+        step.requantizer, np.asarray(acc).astype(np.int64), None
+    )
 
 
 def _add(values: _Values, step: Add) -> None:
     first, second = step.multipliers
     acc = values.centred(step.a) * first + values.centred(step.b) * second
-    values.codes[step.output] = step.requantizer.apply(acc)
+    values.codes[step.output] = values.requantize(step.requantizer, acc, None)
 
 
 def _multiply(values: _Values, step: Multiply) -> None:
     acc = values.centred(step.a) * values.centred(step.b)
-    values.codes[step.output] = step.requantizer.apply(acc)
+    values.codes[step.output] = values.requantize(step.requantizer, acc, None)
 
 
 def _lookup(values: _Values, step: Lookup) -> None:
@@ -175,7 +185,7 @@ def _lookup(values: _Values, step: Lookup) -> None:
 
 def _mean(values: _Values, step: Mean) -> None:
     acc = values.centred(step.input).sum(axis=step.axes, keepdims=step.keepdims)
-    values.codes[step.output] = step.requantizer.apply(np.asarray(acc))
+    values.codes[step.output] = values.requantize(step.requantizer, np.asarray(acc), None)
 
 
 def _softmax(values: _Values, step: Softmax) -> None:

@@ -25,9 +25,7 @@ def unit_axis(unit: Unit) -> int:
     """The output-channel axis of the unit's weight."""
     if unit.node.op_type == "MatMul":
         return 1
-    return (
-        1 if unit.node.op_type == "Gemm" and not integer(unit.node, "transB", 0) else 0
-    )
+    return 1 if unit.node.op_type == "Gemm" and not integer(unit.node, "transB", 0) else 0
 
 
 def unit_bias(unit: Unit) -> npt.NDArray[np.float64]:
@@ -37,9 +35,7 @@ def unit_bias(unit: Unit) -> npt.NDArray[np.float64]:
     if array is None:
         return np.zeros(channels)
     beta = real(unit.node, "beta", 1.0) if unit.node.op_type == "Gemm" else 1.0
-    return np.broadcast_to(
-        array.astype(np.float64).reshape(-1) * beta, (channels,)
-    ).copy()
+    return np.broadcast_to(array.astype(np.float64).reshape(-1) * beta, (channels,)).copy()
 
 
 def table_axis(unit: Unit) -> int:
@@ -85,15 +81,11 @@ def evaluate_table(
         [onnx.helper.make_empty_tensor_value_info(unit.output)],
         initializers,
     )
-    imports = [
-        onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()
-    ]
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     proto = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(
-        proto.SerializeToString(), options, ["CPUExecutionProvider"]
-    )
+    session = ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
     out: npt.NDArray[Any] = np.asarray(session.run(None, {root: feed})[0], np.float32)
     if not axis:
         return out.reshape(len(x))

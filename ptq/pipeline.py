@@ -1,0 +1,164 @@
+"""The one way through: the only file that knows the order of the stages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ptq.calib_data import Calibration, Lint, Preprocess, input_specs, lint, open_calibration
+from ptq.execute.float import FloatRunner
+from ptq.integer.lower import lower
+from ptq.integer.outline import Outline, outline
+from ptq.integer.program import Program
+from ptq.model import load
+from ptq.passes.choose_activation_grids import ChooseActivationGrids
+from ptq.passes.choose_weight_grids import ChooseWeightGrids
+from ptq.passes.collect_ranges import collect
+from ptq.passes.context import Batch, Context, Progress
+from ptq.passes.correct_bias import CorrectBias
+from ptq.passes.prepare import prepare
+from ptq.passes.round_weights import RoundWeights
+from ptq.plan import Plan
+from ptq.recipe import Recipe
+from ptq.targets import TARGETS
+
+_LOG = logging.getLogger("ptq")
+
+Stage = Callable[[Context, Plan], Plan]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A quantised model and everything that was decided on the way.
+
+    model: what the target made of the program. float_model: the prepared float model.
+    """
+
+    model: ir.Model
+    float_model: ir.Model
+    outline: Outline
+    program: Program
+    plan: Plan
+    recipe: Recipe
+    samples: int
+    lints: tuple[Lint, ...] = ()
+
+
+def quantize(
+    model: Any,
+    calib: Any = None,
+    recipe: Recipe | None = None,
+    *,
+    preprocess: Preprocess | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Quantise a trained network on a few unlabelled samples.
+
+    model: path, bytes, ModelProto or onnx_ir.Model. calib: anything `open_calibration` reads, or
+    None for synthetic samples. progress: called with every step of every stage; an exception
+    raised in it cancels the run.
+
+    Raises:
+        ModelError: the model is invalid, unsafe, or not supported as asked.
+        CalibrationError: the samples do not fit the model.
+        RecipeError: a pattern that matches nothing.
+    """
+    recipe = recipe or Recipe()
+    report = progress or _silent
+    report(Progress("prepare", 0, None))
+    float_model = prepare(load(model))
+    sketch = outline(float_model, recipe)
+    specs = input_specs(float_model)
+    samples = open_calibration(
+        calib, specs, preprocess=preprocess, limit=recipe.samples, seed=recipe.seed
+    )
+    counted = _Counted(samples)
+    lints = tuple(lint(samples, specs))
+    context = Context(float_model, sketch, recipe, counted.batches, report)
+    plan = make_plan(context)
+    report(Progress("lower", 0, None))
+    program = lower(float_model, sketch, plan)
+    target = TARGETS[recipe.target](program, io=recipe.io)
+    return Result(target, float_model, sketch, program, plan, recipe, counted.samples, lints)
+
+
+def make_plan(context: Context) -> Plan:
+    """Run the stages in order."""
+    plan = Plan()
+    for stage in STAGES:
+        plan = stage(context, plan)
+    return plan
+
+
+def choose_activations(context: Context, plan: Plan) -> Plan:
+    """Ranges of all activations in one streamed pass, then their grids."""
+    sites = context.outline.sites.values()
+    names = [site.name for site in sites if site.source != "constant" and not site.fixed]
+    runner = FloatRunner(context.model, names)
+    size = context.batch_size(names)
+
+    def report(done: int) -> None:
+        context.report(Progress("collect ranges", done, None))
+
+    histograms = collect(runner, _Batches(context, size), names, report)
+    runner.close()
+    return ChooseActivationGrids()(context, plan, histograms)
+
+
+def correct_biases(context: Context, plan: Plan) -> Plan:
+    """Bias correction on the integer network itself."""
+    if not context.recipe.bias_correction or not context.outline.weighted:
+        return plan
+
+    def deploy(current: Plan) -> ir.Model:
+        program = lower(context.model, context.outline, current)
+        return TARGETS["onnx"](program, io="float")
+
+    return CorrectBias()(context, plan, deploy, lambda name: f"{name}_quantized")
+
+
+STAGES: tuple[Stage, ...] = (
+    choose_activations,
+    ChooseWeightGrids(),
+    RoundWeights(),
+    correct_biases,
+)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """The samples as a re-iterable of batches."""
+
+    context: Context
+    size: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.context.batches(self.size)
+
+
+@dataclass
+class _Counted:
+    """Counts the samples of a pass, for the manifest."""
+
+    calibration: Calibration
+    samples: int = 0
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Batches of one pass over the samples."""
+        seen = 0
+        for batch in self.calibration.batches(size):
+            seen += len(next(iter(batch.values())))
+            self.samples = max(self.samples, seen)
+            yield batch
+
+
+def _silent(progress: Progress) -> None:
+    _LOG.debug("%s %s/%s", progress.stage, progress.done, progress.total)
+
+
+__all__ = ["STAGES", "Path", "Result", "make_plan", "quantize"]
