@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from ptq.integer.program import Apply, Dequantize, Quantize, Ref
@@ -25,9 +27,14 @@ def dequantize(b: Builder, step: Dequantize) -> None:
 def apply(b: Builder, step: Apply) -> None:
     """The node itself, on codes or on raw values."""
     operands = [None if ref is None else b.value(ref) for ref in step.inputs]
-    domain = "" if step.domain == "ai.onnx" else step.domain
+    for ref, output in zip(step.outputs, append_copy(b, step, operands), strict=True):
+        b.bind(ref, output)
+
+
+def append_copy(b: Builder, step: Apply, operands: Sequence[ir.Value | None]) -> Sequence[ir.Value]:
+    """Append the step's node with these operands; returns its outputs."""
     node = ir.Node(
-        domain,
+        "" if step.domain == "ai.onnx" else step.domain,
         step.op_type,
         operands,
         [_own(b, attr) for attr in step.attributes],
@@ -35,8 +42,7 @@ def apply(b: Builder, step: Apply) -> None:
     )
     outputs = b.append(node)
     infer_types(node, outputs, b.opset)
-    for ref, output in zip(step.outputs, outputs, strict=True):
-        b.bind(ref, output)
+    return outputs
 
 
 def _own(b: Builder, attr: ir.Attr) -> ir.Attr:

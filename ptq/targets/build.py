@@ -161,9 +161,12 @@ class Builder:
 
     def dequantize(self, name: str) -> ir.Value:
         """float32 values of the codes of `name`."""
+        return self.dequantize_codes(name, self.codes(name))
+
+    def dequantize_codes(self, name: str, codes: ir.Value) -> ir.Value:
+        """float32 values of codes on the grid of `name`."""
         plan = self.plan(name)
-        operands = [self.codes(name), self.scale(plan), self.zero_point(plan)]
-        return self.node("DequantizeLinear", operands)
+        return self.node("DequantizeLinear", [codes, self.scale(plan), self.zero_point(plan)])
 
     def scale(self, plan: ActivationPlan) -> ir.Value:
         """The activation's scale, [] float32."""

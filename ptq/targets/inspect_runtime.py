@@ -13,6 +13,7 @@ import onnx
 from ptq.errors import InvalidModelError
 
 BOUNDARY = ("QuantizeLinear", "DequantizeLinear")
+QUANTIZED = ("QLinear", "QGemm", "QuantizeLinear")
 FLOATS = (
     onnx.TensorProto.FLOAT,
     onnx.TensorProto.FLOAT16,
@@ -93,7 +94,9 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _element_types(graph: onnx.GraphProto) -> dict[str, int]:
-    types: dict[str, int] = {}
+    """Element type by value name. Layout changes leave values untyped: those are told from the
+    operator, and count as float if that does not say."""
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
         types[value.name] = value.type.tensor_type.elem_type
     for node in graph.node:
@@ -101,7 +104,16 @@ def _element_types(graph: onnx.GraphProto) -> dict[str, int]:
             bodies = [attribute.g] if attribute.HasField("g") else attribute.graphs
             for body in bodies:
                 types |= _element_types(body)
+        for name in node.output:
+            types.setdefault(name, _guess_type(node, types))
     return types
+
+
+def _guess_type(node: onnx.NodeProto, types: dict[str, int]) -> int:
+    if node.op_type.startswith(QUANTIZED):
+        return onnx.TensorProto.UINT8
+    operands = [types.get(name, onnx.TensorProto.FLOAT) for name in node.input if name]
+    return next((t for t in operands if t in FLOATS), onnx.TensorProto.UINT8)
 
 
 def _at_boundary(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
