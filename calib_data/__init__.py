@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ptq.calib_data.calibration import Calibration
+from ptq.calib_data.guess import Guess, guess_preprocess
 from ptq.calib_data.lint import Lint, lint
 from ptq.calib_data.preprocess import PRESETS, Preprocess, parse_preprocess
 from ptq.calib_data.sources import labelled, open_calibration
@@ -12,9 +13,11 @@ __all__ = [
     "PRESETS",
     "Batch",
     "Calibration",
+    "Guess",
     "InputSpec",
     "Lint",
     "Preprocess",
+    "guess_preprocess",
     "input_specs",
     "labelled",
     "lint",

@@ -48,13 +48,14 @@ def _one(x: Array, spec: InputSpec, where: str, rows: Array) -> Array:
 
 def _check_shape(x: Array, spec: InputSpec, where: str) -> None:
     fits = x.ndim == spec.rank and all(
-        want is None or got == want
-        for axis, (got, want) in enumerate(zip(x.shape, spec.shape, strict=True))
+        want is None or have == want
+        for axis, (have, want) in enumerate(zip(x.shape, spec.shape, strict=True))
         if axis > 0  # the batch is cut to size elsewhere
     )
     if not fits:
+        got = f"{x.dtype}{list(x.shape)}"
         raise CalibrationError(
-            f"{where}: input {spec.name}: got {x.dtype}{list(x.shape)}, wanted {spec}{_hint(x, spec)}"
+            f"{where}: input {spec.name}: got {got}, wanted {spec}{_hint(x, spec)}"
         )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from ptq.calib_data.stored import match_names
 from ptq.errors import CalibrationError
 
 Transform = Callable[[Any], Any]
-_LOG = logging.getLogger("ptq")
 
 
 def object_source(
@@ -79,10 +78,12 @@ def _restartable(thing: Any, inputs: Sequence[InputSpec], name: str) -> Callable
         return _Spool(iter(thing.get_next, None), inputs, name).__iter__
     if isinstance(thing, Iterator):
         return _Spool(thing, inputs, name).__iter__
-    if isinstance(thing, Iterable) or hasattr(thing, "__getitem__"):
-        if isinstance(thing, Mapping):
-            return lambda: iter([thing])
+    if isinstance(thing, Mapping):
+        return lambda: iter([thing])
+    if isinstance(thing, Iterable):
         return lambda: iter(thing)
+    if hasattr(thing, "__getitem__") and hasattr(thing, "__len__"):  # a torch Dataset
+        return lambda: (thing[index] for index in range(len(thing)))
     if callable(thing):
         return lambda: iter(_called(thing, name))
     raise CalibrationError(
@@ -128,6 +129,7 @@ class _Spool:
         self._name = name
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the spool)
         self._offsets: list[int] = []
+        weakref.finalize(self, self._file.close)
 
     def __iter__(self) -> Iterator[RawBatch]:
         index = 0

@@ -57,20 +57,32 @@ def open_calibration(
     if limit is not None and limit < 1:
         raise CalibrationError(f"calibration: got a limit of {limit} samples; wanted at least 1")
     spec = parse_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
+    if spec is None and isinstance(source, str | Path) and Path(source).is_dir():
+        spec = sidecar(Path(source))
+    opened = open_source(source, inputs, transform=transform, limit=limit, seed=seed)
+    calibration = Calibration(opened, inputs, spec, limit, seed)
+    next(calibration.batches(1))  # fails here, not in the middle of a run
+    return calibration
+
+
+def open_source(
+    source: Any,
+    inputs: Sequence[InputSpec],
+    *,
+    transform: Transform | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Source:
+    """The samples before they are preprocessed and checked; see `open_calibration`."""
     if source is None:
         _LOG.warning(
             "no calibration data: ranges are measured on invented samples;"
             " give real samples (--calib) for the accuracy that this tool can reach"
         )
-        opened = synthetic_source(inputs, limit or SAMPLES, seed)
-    elif isinstance(source, str | Path):
-        opened = _path_source(str(source), inputs, transform, limit, seed)
-        spec = spec or (sidecar(Path(source)) if Path(source).is_dir() else None)
-    else:
-        opened = object_source(source, inputs, transform)
-    calibration = Calibration(opened, inputs, spec, limit, seed)
-    next(calibration.batches(1))  # fails here, not in the middle of a run
-    return calibration
+        return synthetic_source(inputs, limit or SAMPLES, seed)
+    if isinstance(source, str | Path):
+        return _path_source(str(source), inputs, transform, limit, seed)
+    return object_source(source, inputs, transform)
 
 
 def labelled(
@@ -163,6 +175,6 @@ def _folder_source(
 def _nothing(folder: Path) -> CalibrationError:
     found = sorted(path.name for path in folder.iterdir())[:5]
     return CalibrationError(
-        f"{folder}: nothing to calibrate with; found {', '.join(found) or 'an empty folder'}, wanted"
-        " images, .npz, .npy, <input name>/*.npy, or test_data_set_*/input_*.pb"
+        f"{folder}: nothing to calibrate with; found {', '.join(found) or 'an empty folder'};"
+        " wanted images, .npz, .npy, <input name>/*.npy, or test_data_set_*/input_*.pb"
     )

@@ -137,7 +137,7 @@ class Histogram:
             self._slide(last - BINS + 1)
 
     def _halve(self) -> None:
-        """Merge pairs of bins; pairs begin at even indices, so edges stay multiples of the width."""
+        """Merge pairs of bins, from even indices on: edges stay multiples of the width."""
         odd = self.first % 2
         pairs = np.zeros(BINS + 2, np.int64)
         pairs[odd : odd + BINS] = self.counts

@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.float64]
 Range = tuple[float, float]
 
 DEFAULT_PERCENTILE = 99.99
+_NEIGHBOURS = np.asarray([-1, 0, 1, 2])  # even zero points tried about the ideal one
 METHODS = ("minmax", "percentile", "entropy", "mse")
 
 
@@ -34,9 +35,29 @@ class Levels:
         return (1 << self.bits) - int(self.symmetric)
 
     def steps(self, low: Floats, high: Floats) -> tuple[Floats, Floats]:
-        """scale and zero point (a whole number) of each range: [K], [K] -> [K], [K]."""
-        scale = np.maximum(high - low, np.finfo(np.float32).tiny) / (self.count - 1)
-        return scale, np.clip(np.rint(-low / scale), 0, self.count - 1)
+        """Scale and zero point of the finest grid that covers each range: [K], [K] -> [K], [K].
+
+        Zero points are even, as those of `ptq.plan.ActivationPlan` have to be.
+        """
+        top = self.count - 1
+        if self.symmetric:
+            return _at_least_tiny(2 * high / top), np.full_like(high, top / 2)
+        wanted = top * -low / _at_least_tiny(high - low)
+        zeros = 2 * np.clip(np.floor(wanted / 2) + _NEIGHBOURS[:, None], 0, top // 2)
+        scales = np.maximum(_ratio(high, top - zeros), _ratio(-low, zeros))
+        best = np.argmin(scales, axis=0)[None]
+        scale = np.take_along_axis(scales, best, axis=0)[0]
+        return _at_least_tiny(scale), np.take_along_axis(zeros, best, axis=0)[0]
+
+
+def _ratio(span: Floats, codes: Floats) -> Floats:
+    """Span / codes; 0 for no span, infinite for no codes: [K], [4, K] -> [4, K]."""
+    none = np.where(span > 0, np.inf, 0.0)
+    return np.where((codes > 0) & (span > 0), span / np.maximum(codes, 1), none)
+
+
+def _at_least_tiny(x: Floats) -> Floats:
+    return np.maximum(x, np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -52,9 +73,10 @@ class Density:
     moments: Floats
 
     @staticmethod
-    def of(histogram: Histogram) -> Density:
-        """The density of the non-zero values."""
+    def of(histogram: Histogram, clamp: Range) -> Density:
+        """The density of the non-zero values, those beyond `clamp` lying on its ends."""
         edges, counts = histogram.support()
+        edges = np.clip(edges, *clamp)
         weights = counts / max(1, histogram.total)
         left, right = edges[:-1], edges[1:]
         means = np.stack(
@@ -74,9 +96,10 @@ class Density:
         half = width * part / 2
         mean = left + half
         below = self.weights[bins] * part
-        return self.moments[:, bins] + below * np.stack(
+        moments = self.moments[:, bins] + below * np.stack(
             [np.ones_like(mean), mean, mean**2 + half**2 / 3]
         )
+        return np.where(x < self.edges[0], 0.0, moments)
 
 
 def squared_error(density: Density, levels: Levels, low: Floats, high: Floats) -> Floats:
@@ -147,7 +170,7 @@ def _search(histogram: Histogram, levels: Levels, cost: Cost, start: Range) -> R
 
     An end that is zero stays zero; a symmetric grid moves both ends together.
     """
-    density = Density.of(histogram)
+    density = Density.of(histogram, start)
     low, high = start
     if not len(density.weights) or low == high:
         return start
