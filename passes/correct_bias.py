@@ -52,7 +52,7 @@ class CorrectBias:
             changes = {}
             for unit in units:
                 seen = float(activations[unit.inputs[0]].scale) * means[unit.name]
-                shift = mean_shift(unit, plan, float_means[unit.name], seen)
+                shift = mean_shift(unit, plan, seen, seen)
                 changes[unit.name] = unit_bias(unit) + shift
             plan = plan.with_biases(changes)
             context.report(Progress("correct biases", done + 1, self.rounds))
