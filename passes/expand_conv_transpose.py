@@ -5,8 +5,8 @@ Along one axis, with stride s, dilation d, kernel K and begin padding p:
     y[o] = sum over i, k with i s + k d = o + p  of  x[i] W[k]
 
 Let o + p = s q + r with the phase r in 0..s-1. The taps of phase r are the k with k d = r (mod s);
-with m = (k d - r) / s >= 0 they read x[q - m]. So phase r of the output is an ordinary convolution of
-x with the kernel V_r[M - 1 - m] = W[k], M = (K - 1) d // s + 1, and the s phases interleave:
+with m = (k d - r) / s >= 0 they read x[q - m]. So phase r of the output is an ordinary convolution
+of x with the kernel V_r[M - 1 - m] = W[k], M = (K - 1) d // s + 1, and the s phases interleave:
 
     y = Crop(DepthToSpace(Conv(x, V)))       V: [out s1 s2, in / group, M1, M2]
 
@@ -167,7 +167,8 @@ def _weights(weight: Array, groups: int, axes: list[Phase]) -> Array:
         )
         everything = slice(None)
         target: tuple[Any, ...] = (everything, everything, *phase, everything, *place)
-        result[target] = swapped[(..., *tap)]
+        source: tuple[Any, ...] = (..., *tap)
+        result[target] = swapped[source]
     return result.reshape(-1, inputs, *(axis.taps for axis in axes))
 
 

@@ -60,7 +60,7 @@ def prepare(model: ir.Model, limits: Limits | None = None) -> ir.Model:
         UnsupportedModelError: the functions cannot be inlined, or opset 21 is out of reach.
     """
     check_finite(model)
-    prepared = model.clone()
+    prepared = _own_copy(model)
     _inline(prepared)
     _lift_constants(prepared)
     prepared = simplify(prepared, limits)
@@ -71,6 +71,21 @@ def prepare(model: ir.Model, limits: Limits | None = None) -> ir.Model:
     prepared.ir_version = max(prepared.ir_version, 10)
     infer_shapes(prepared, limits)
     return prepared
+
+
+def _own_copy(model: ir.Model) -> ir.Model:
+    """A clone whose Constant nodes have tensors of their own: lifting one renames its tensor."""
+    copy = model.clone()
+    for graph in (copy.graph, *(function.graph for function in copy.functions.values())):
+        for node in graph.all_nodes():
+            value = node.attributes.get("value")
+            if node.op_type != "Constant" or value is None or value.is_ref():
+                continue
+            tensor = value.as_tensor()
+            if tensor.dtype != ir.DataType.STRING:
+                own = ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name)
+                node.attributes["value"] = ir.AttrTensor("value", own)
+    return copy
 
 
 def _inline(model: ir.Model) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from ptq.errors import InvalidModelError
 
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 1 << 20
 
 WEIGHTED = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LSTM", "GRU", "RNN"}
@@ -24,8 +24,8 @@ _PASSED_ON = frozenset({"Transpose", "Reshape", "Identity", "Cast", "Squeeze", "
 Bits = npt.NDArray[np.bool_]
 
 
-def _native(dtype: type[np.floating]) -> Callable[[bytes], tuple[Bits, Bits]]:
-    def split(chunk: bytes) -> tuple[Bits, Bits]:
+def _native(dtype: type[np.floating]) -> Callable[[memoryview], tuple[Bits, Bits]]:
+    def split(chunk: memoryview) -> tuple[Bits, Bits]:
         numbers = np.frombuffer(chunk, dtype)
         finite = np.isfinite(numbers)
         return finite, np.isnan(numbers) if not finite.all() else ~finite
@@ -33,7 +33,7 @@ def _native(dtype: type[np.floating]) -> Callable[[bytes], tuple[Bits, Bits]]:
     return split
 
 
-def _brain(chunk: bytes) -> tuple[Bits, Bits]:
+def _brain(chunk: memoryview) -> tuple[Bits, Bits]:
     bits = np.frombuffer(chunk, np.uint16)
     finite = (bits & 0x7F80) != 0x7F80
     return finite, ~finite & ((bits & 0x7F) != 0)
@@ -126,24 +126,33 @@ def _first_not_finite(tensor: ir.TensorProtocol) -> _NotFinite:
     return _NotFinite(first_nan, first_inf)
 
 
-def _chunks(tensor: ir.TensorProtocol) -> Iterator[bytes]:
-    """The tensor's bytes, little-endian; a file is read, not mapped, so that pages do not stay."""
+def _chunks(tensor: ir.TensorProtocol) -> Iterator[memoryview]:
+    """The tensor's bytes, little-endian; a file is read, not mapped, so that no page stays.
+
+    A chunk is valid until the next one is asked for: they share one buffer.
+    """
     if not isinstance(tensor, ir.ExternalTensor):
         data = memoryview(tensor.tobytes())
         for start in range(0, len(data), _CHUNK_BYTES):
-            yield bytes(data[start : start + _CHUNK_BYTES])
+            yield data[start : start + _CHUNK_BYTES]
         return
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, tensor.nbytes)))
     with open(tensor.path, "rb", buffering=0) as file:
-        file.seek(tensor.offset or 0, os.SEEK_SET)
-        left = tensor.nbytes
-        while left:
-            chunk = file.read(min(left, _CHUNK_BYTES))
-            if not chunk:
-                raise InvalidModelError(
-                    f"{tensor.name}: {tensor.path} ended {left} bytes early. It changed while it "
-                    f"was read; try again."
-                )
-            while len(chunk) % 8 and len(chunk) < left:
-                chunk += file.read(8 - len(chunk) % 8)
-            left -= len(chunk)
+        file.seek(tensor.offset or 0)
+        for start in range(0, tensor.nbytes, _CHUNK_BYTES):
+            chunk = buffer[: tensor.nbytes - start]
+            _fill(chunk, file, f"{tensor.name}: {tensor.path}")
             yield chunk
+
+
+def _fill(chunk: memoryview, file: io.FileIO, where: str) -> None:
+    """Read exactly one chunk; the system may give it in pieces."""
+    filled = 0
+    while filled < len(chunk):
+        count = file.readinto(chunk[filled:])
+        if not count:
+            raise InvalidModelError(
+                f"{where} ended {len(chunk) - filled} bytes early. It changed while it was read; "
+                f"try again."
+            )
+        filled += count

@@ -37,7 +37,7 @@ class SafetyLimits:
     """
 
     nodes: int = 250_000
-    depth: int = 32
+    depth: int = 24
     elements: int = 1 << 40
 
 

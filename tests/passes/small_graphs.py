@@ -57,7 +57,7 @@ def feeds_for(model: ir.Model, batch: int = 2, seed: int = 7) -> dict[str, Array
 def rewritten(
     model: ir.Model, rewrite: Callable[[ir.Graph], int], tolerance: float = TOLERANCE
 ) -> ir.Model:
-    """The rewrite's result, after proof: it changed something, kept the meaning, and is a no-op now."""
+    """The result, after proof: it changed something, kept the meaning, and is a no-op now."""
     after = model.clone()
     assert rewrite(after.graph) > 0, "the rewrite did not match"
     check(after)

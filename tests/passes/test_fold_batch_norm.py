@@ -31,7 +31,8 @@ BN = "BatchNormalization <epsilon: float = 0.001> (h, gamma, beta, mean, var)"
 )
 def test_after_conv(attributes: str, weight: tuple[int, ...]) -> None:
     model = graph(
-        f"(float[N, 4, 9, 8] x) => (float[N, 6, A, B] y) {{ h = Conv<{attributes}>(x, w, b) y = {BN} }}",
+        f"(float[N, 4, 9, 8] x) => (float[N, 6, A, B] y)"
+        f"{{ h = Conv<{attributes}>(x, w, b) y = {BN} }}",
         {"w": draw(*weight), "b": draw(6), **bn(6)},
     )
     after = rewritten(model, fold_batch_norm)
@@ -61,7 +62,8 @@ def test_after_conv_transpose(group: int, weight: tuple[int, ...]) -> None:
 def test_after_gemm_with_alpha_and_beta(trans: int, weight: tuple[int, ...]) -> None:
     model = graph(
         f"(float[N, 4] x) => (float[N, 6] y) {{"
-        f"h = Gemm<alpha: float = 0.5, beta: float = 2.0, transB: int = {trans}>(x, w, b) y = {BN} }}",
+        f"h = Gemm<alpha: float = 0.5, beta: float = 2.0, transB: int = {trans}>(x, w, b)"
+        f"y = {BN} }}",
         {"w": draw(*weight), "b": draw(6), **bn(6)},
     )
     assert ops(rewritten(model, fold_batch_norm)) == {"Gemm": 1}

@@ -102,5 +102,8 @@ def test_an_absurd_constant_of_shape_costs_nothing() -> None:
 
 
 def test_leaves_alone_random_numbers() -> None:
-    text = "(float[N] x) => (float[3] y, float[N] z) { c = RandomNormal<shape: ints = [3]>() y = Abs(c) z = Relu(x) }"
+    text = (
+        "(float[N] x) => (float[3] y, float[N] z)"
+        "{ c = RandomNormal<shape: ints = [3]>() y = Abs(c) z = Relu(x) }"
+    )
     declined(graph(text), fold_constants)
