@@ -22,6 +22,7 @@ from ptq.calib_data.spec import Array
 from ptq.errors import CalibrationError
 
 CHUNK_BYTES = 1 << 20
+LARGEST_ROW_BYTES = 2 << 30  # more is a damaged header or an archive made to fill the memory
 _DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
 
 
@@ -45,13 +46,22 @@ class StoredArray:
         """The array's place, for messages."""
         return f"{self.path}" if self.member is None else f"{self.path}:{self.member}"
 
+    @property
+    def row_bytes(self) -> int:
+        """Size of one element along dimension 0."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
     def chunk_rows(self) -> int:
         """How many rows make about one chunk of memory."""
-        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
-        return max(1, CHUNK_BYTES // max(1, row_bytes))
+        return max(1, CHUNK_BYTES // max(1, self.row_bytes))
 
     def rows(self, step: int) -> Iterator[Array]:
         """Yield [<= step, ...] slices along dimension 0, in order."""
+        if self.row_bytes > LARGEST_ROW_BYTES:
+            raise CalibrationError(
+                f"{self.where}: one row of {list(self.shape)} {self.dtype} takes {self.row_bytes}"
+                f" bytes; at most {LARGEST_ROW_BYTES} are read at once: put samples on dimension 0"
+            )
         with _reading(self.where):
             if self.member is None:
                 yield from _slices(np.load(self.path, mmap_mode="r", allow_pickle=False), step)
@@ -78,7 +88,7 @@ class StoredArray:
             return np.frombuffer(stream.read(self.dtype.itemsize), self.dtype).reshape(())
 
     def _zip_rows(self, step: int) -> Iterator[Array]:
-        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        row_bytes = self.row_bytes
         with zipfile.ZipFile(self.path) as file, file.open(self.member or "") as stream:
             _header(stream, self.where)
             for start in range(0, self.shape[0], step):

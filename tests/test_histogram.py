@@ -75,6 +75,26 @@ def test_resolution_is_at_least_half_of_the_bins() -> None:
     assert (edges[0], edges[-1]) == (-3, 5)
 
 
+def test_rebinned_counts_are_those_of_the_final_bins() -> None:
+    """Growing to either side, from odd and even first bins."""
+    rng = np.random.default_rng(0)
+    chunks = [
+        rng.standard_normal(500) * scale + shift
+        for scale, shift in [(1, 0), (3, -2), (10, 5), (40, -90), (200, 700)]
+    ]
+    histogram = filled(chunks)
+    edges = (histogram.first + np.arange(BINS + 1)) * histogram.width
+    expected, _ = np.histogram(np.concatenate(chunks).astype(np.float32), edges)
+    assert np.array_equal(histogram.counts, expected)
+
+
+def test_a_value_just_below_the_last_edge_is_kept() -> None:
+    """In float32, 1023.9999 - (-1024) is 2048, one bin too far."""
+    histogram = filled([np.float32([-1024, 1023.99994])])
+    assert (histogram.first, histogram.width) == (-1024, 1)
+    assert histogram.counts[[0, -1]].tolist() == [1, 1]
+
+
 def test_values_of_one_sign_keep_their_edges() -> None:
     edges, counts = filled([np.float32([1.5, 2.0, 2.5])]).support()
     assert (edges[0], edges[-1], counts.sum()) == (1.5, 2.5, 3)

@@ -63,6 +63,11 @@ def test_the_model_is_left_alone() -> None:
     assert [value.name for value in model.graph.outputs] == ["y"]
 
 
+def test_only_the_taps_are_outputs() -> None:
+    outputs = FloatRunner(network(), ["h", "x"]).open().get_outputs()
+    assert [output.name for output in outputs] == ["h"]
+
+
 def test_a_graph_input_can_be_tapped() -> None:
     got = FloatRunner(network(), ["x", "r", "x"]).run(BATCH)
     assert got["x"] is BATCH["x"]
