@@ -31,6 +31,7 @@ from ptq.targets import boundary, exact
 from ptq.targets.build import Builder, Emitter, print_program
 from ptq.targets.names import Io
 from ptq.targets.rows import like_rows, rows_of
+from ptq.targets.slopes import leaky_slope
 from ptq.targets.storage import store_weight
 
 Scales = tuple[np.float32, npt.NDArray[np.float32], np.float32]
@@ -155,8 +156,21 @@ def _binary(b: Builder, step: MatMul | Add | Multiply, scales: Scales) -> list[i
     return [*first, *second, b.real(y_scale), b.code(step.requantizer.zero_point)]
 
 
+def _lookup(b: Builder, step: Lookup) -> None:
+    x, y = b.plan(step.input), b.plan(step.output)
+    alpha = leaky_slope(step.table, x, y) if step.table.ndim == 1 else None
+    if alpha is None:
+        exact.lookup(b, step)
+        return
+    codes = b.codes(step.input)
+    operands = [codes, b.scale(x), b.zero_point(x), b.scale(y), b.zero_point(y)]
+    like = ("LeakyRelu", [codes])
+    found = b.vendor_node("QLinearLeakyRelu", operands, {"alpha": float(alpha)}, like)
+    b.bind_codes(step.output, b.clip(found, y.low, y.high))
+
+
 def _mean(b: Builder, step: Mean) -> None:
-    """QLinearGlobalAveragePool over all spatial axes, else a product with ones, else integers."""
+    """QLinearGlobalAveragePool over all spatial axes, else plain integer operators."""
     x = b.codes(step.input)
     rank = None if x.shape is None else len(x.shape)
     scale = np.float64(step.requantizer.ratio) * step.count
@@ -195,7 +209,7 @@ STEPS: dict[type, Emitter] = {
     MatMul: _matmul,
     Add: _add,
     Multiply: _multiply,
-    Lookup: exact.lookup,
+    Lookup: _lookup,
     Mean: _mean,
     Softmax: exact.softmax,
     Apply: boundary.apply,

@@ -53,19 +53,16 @@ def _convolve(b: Builder, step: Convolve) -> None:
         "group": step.groups,
     }
     acc = b.node("ConvInteger", operands, attributes)
-    if step.bias.any():
-        bias = step.bias.reshape(1, -1, *[1] * spatial)
-        acc = b.node("Add", [acc, b.constant(bias, "int32", f"{step.name}.bias")])
-    b.bind_codes(step.output, exact.requantize(b, acc, step.requantizer, spatial))
+    codes = exact.requantize(b, acc, step.requantizer, bias=step.bias, trailing=spatial)
+    b.bind_codes(step.output, codes)
 
 
 def _gemm(b: Builder, step: Gemm) -> None:
     weight = store_weight(b, step.weight, step.stored, step.transposed)
     operands = [b.codes(step.input), weight, b.zero_point(b.plan(step.input))]
     acc = b.node("MatMulInteger", operands)
-    if step.bias is not None:
-        acc = b.node("Add", [acc, b.constant(step.bias, "int32", f"{step.name}.bias")])
-    b.bind_codes(step.output, exact.requantize(b, acc, step.requantizer))
+    bias = 0 if step.bias is None else step.bias
+    b.bind_codes(step.output, exact.requantize(b, acc, step.requantizer, bias=bias))
 
 
 def _matmul(b: Builder, step: MatMul) -> None:

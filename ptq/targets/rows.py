@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
 from ptq.targets.build import Builder
@@ -14,10 +16,22 @@ def rows_of(b: Builder, value: ir.Value, k: int) -> ir.Value:
 
 def like_rows(b: Builder, matrix: ir.Value, like: ir.Value, n: int) -> ir.Value:
     """[rows, n] -> [..., n], where `like` is [..., k]."""
-    dims = None if like.shape is None else [d if isinstance(d, int) else -1 for d in like.shape]
-    if dims is not None and dims[:-1].count(-1) <= 1:
-        shape = b.constant([*dims[:-1], n], "int64", "shape")
+    front = _static(like.shape[:-1]) if like.shape is not None else None
+    if front is not None:
+        shape = b.constant([*front, n], "int64", "shape")
     else:
-        front = b.node("Shape", [like], {"start": 0, "end": -1})
-        shape = b.node("Concat", [front, b.constant([n], "int64", "columns")], {"axis": 0})
+        dims = b.node("Shape", [like], {"start": 0, "end": -1})
+        shape = b.node("Concat", [dims, b.constant([n], "int64", "columns")], {"axis": 0})
     return b.node("Reshape", [matrix, shape])
+
+
+def shape_of(b: Builder, value: ir.Value) -> ir.Value:
+    """A shape that gives the elements of `value`, however laid out, its dimensions again."""
+    dims = None if value.shape is None else _static(value.shape)
+    return b.node("Shape", [value]) if dims is None else b.constant(dims, "int64", "shape")
+
+
+def _static(shape: Iterable[int | ir.SymbolicDim]) -> list[int] | None:
+    """Dimensions with -1 for the one that is not known; None if there are more or a zero."""
+    dims = [d if isinstance(d, int) else -1 for d in shape]
+    return None if dims.count(-1) > 1 or 0 in dims else dims

@@ -178,6 +178,35 @@ def test_lookup(axis, target, rng, program_of, grid_of, mismatches):
 
 
 @EXACT
+@settings(max_examples=40, deadline=None)
+@given(
+    alpha=st.sampled_from([0.0, 0.01, 0.1, 0.2, 0.3, 1.0, -0.5]),
+    scales=st.tuples(st.floats(1e-3, 1.0), st.floats(0.2, 5.0)),
+    zeros=st.tuples(st.integers(0, 255), st.integers(0, 127)),
+    low=st.integers(0, 40),
+)
+def test_lookup_of_two_slopes(target, alpha, scales, zeros, low, program_of, grid_of, mismatches):
+    x = grid_of(scales[0], zeros[0])
+    y = grid_of(scales[0] * scales[1], 2 * zeros[1], low)
+    values = x.dequantize(np.arange(256, dtype=np.uint8))
+    table = y.quantize(np.where(values < 0, values * np.float32(alpha), values))
+    step = Lookup("lookup", "x", "y", table)
+    program = program_of({"x": (256,)}, (step,), {"x": x, "y": y})
+    assert mismatches(program, target, {"x": np.arange(256, dtype=np.uint8)}) == 0
+
+
+def test_two_slopes_become_one_node(program_of, grid_of):
+    x, y = grid_of(0.03, 120), grid_of(0.02, 30)
+    values = x.dequantize(np.arange(256, dtype=np.uint8))
+    leaky = y.quantize(np.where(values < 0, values * np.float32(0.1), values))
+    bent = np.where(np.arange(256) == 77, 255, leaky).astype(np.uint8)
+    for table, found in ((leaky, "QLinearLeakyRelu"), (bent, "GatherElements")):
+        step = Lookup("lookup", "x", "y", table)
+        model = TARGETS["onnx"](program_of({"x": (256,)}, (step,), {"x": x, "y": y}))
+        assert found in {node.op_type for node in model.graph}
+
+
+@EXACT
 @pytest.mark.parametrize("axis", [-1, 1])
 @pytest.mark.parametrize("numerator", [256, 255, 17])
 def test_softmax(axis, numerator, target, rng, program_of, grid_of, mismatches):

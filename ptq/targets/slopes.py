@@ -1,0 +1,39 @@
+"""Tables that are two straight lines: requantisation, Relu and LeakyRelu.
+
+onnxruntime's QLinearLeakyRelu builds its own 256 entries from scales and a slope, in float32 and
+without transcendental functions, so they can be told beforehand bit for bit. Where they equal the
+table of a Lookup step, that node is the Lookup, and faster than a Gather.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ptq.plan import ActivationPlan
+
+
+def leaky_table(x: ActivationPlan, y: ActivationPlan, alpha: np.float32) -> npt.NDArray[np.uint8]:
+    """What QLinearLeakyRelu maps the codes 0 .. 255 to, then clipped to y's codes: [256] uint8."""
+    values = x.dequantize(np.arange(256, dtype=np.uint8))
+    return y.quantize(np.where(values >= 0, values, values * alpha))
+
+
+def leaky_slope(
+    table: npt.NDArray[np.uint8], x: ActivationPlan, y: ActivationPlan
+) -> np.float32 | None:
+    """The alpha for which `leaky_table` equals `table` on x's codes, or None.
+
+    Every negative input bounds alpha on both sides; the middle of what remains is tried.
+    """
+    used = np.arange(x.low, x.high + 1)
+    inputs = x.dequantize(used.astype(np.uint8)).astype(np.float64)
+    targets = table[used].astype(np.float64)
+    negative = inputs < 0
+    targets, inputs = targets[negative] - y.zero_point, inputs[negative]
+    high = np.where(targets > y.low - y.zero_point, targets - 0.5, -np.inf) * y.scale / inputs
+    low = np.where(targets < y.high - y.zero_point, targets + 0.5, np.inf) * y.scale / inputs
+    least, most = low.max(initial=-1e6), high.min(initial=1e6)
+    alpha = np.float32((least + most) / 2)
+    found = leaky_table(x, y, alpha)[used]
+    return alpha if np.array_equal(found, table[used]) else None
