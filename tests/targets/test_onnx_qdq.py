@@ -1,0 +1,186 @@
+"""Target `onnx-qdq`: onnxruntime fuses it back to int8; what is exact, and what may be one off."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from ptq.grid import Grid
+from ptq.integer.arithmetic import Requantizer, exact_shift, nudge_scales, onnx_ratio
+from ptq.integer.program import (
+    Add,
+    Apply,
+    Convolve,
+    Gemm,
+    Lookup,
+    MatMul,
+    Mean,
+    Multiply,
+    Ref,
+    Softmax,
+)
+from ptq.integer.reference import Reference
+from ptq.plan import WeightPlan
+from ptq.targets import TARGETS
+from ptq.targets.inspect_runtime import runtime_graph
+
+
+def fused(program):
+    """What onnxruntime runs between the boundaries: the set of its operators."""
+    runs = runtime_graph(ir.to_proto(TARGETS["onnx-qdq"](program)).SerializeToString())
+    assert runs.float_ops == []
+    return set(runs.operators) - {"QuantizeLinear", "DequantizeLinear", "Transpose"}
+
+
+def largest_difference(program, feeds, run):
+    """In codes, between the target and the reference."""
+    raw = {name: program.codes[name].dequantize(codes) for name, codes in feeds.items()}
+    wanted = Reference(program).run_codes(raw)["y"].astype(int)
+    return np.abs(run(TARGETS["onnx-qdq"](program, io="integer"), feeds)["y"] - wanted).max()
+
+
+@pytest.fixture
+def layer(rng, program_of, grid_of, requantizer_of):
+    """Program of one Convolve or Gemm with nudged scales, packed at `bits`."""
+
+    def make(kind, bits, y=None, shape=("N", 16)):
+        x, y = grid_of(0.02, 120), y or grid_of(0.05, 128)
+        sizes = (24, 16, 3, 3) if kind == "conv" else (24, 16)
+        grid = Grid(bits)
+        zero = rng.integers(0, grid.size, 24) if bits < 8 else np.full(24, 128)
+        limit = exact_shift(y.zero_point, y.low, y.high)
+        scale = nudge_scales(
+            np.exp(rng.uniform(-1, 1, 24)) / grid.size / 8, x.scale, y.scale, limit
+        )
+        codes = rng.integers(0, grid.size, sizes).astype(np.uint8)
+        stored = WeightPlan(grid, 0, scale, zero, codes)
+        bias = rng.integers(-300, 300, 24).astype(np.int32)
+        ratio = requantizer_of(onnx_ratio(x.scale, scale, y.scale), y)
+        if kind == "conv":
+            ones = (1, 1)
+            fields = {"strides": ones, "dilations": ones, "pads": (1, 1, 1, 1), "groups": 1}
+            step = Convolve(
+                "conv", "x", "y", stored.decode(), bias, ratio, **fields, weight_scale=scale,
+                stored=stored,
+            )  # fmt: skip
+            return program_of({"x": ("N", 16, 6, 6)}, (step,), {"x": x, "y": y})
+        step = Gemm("gemm", "x", "y", stored.decode().T, bias, ratio, scale, stored, True)
+        return program_of({"x": shape}, (step,), {"x": x, "y": y})
+
+    return make
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_convolution_is_exact_and_runs_int8(bits, layer, rng, mismatches):
+    program = layer("conv", bits)
+    codes = rng.integers(0, 256, (3, 16, 6, 6)).astype(np.uint8)
+    assert mismatches(program, "onnx-qdq", {"x": codes}) == 0
+    assert fused(program) == {"com.microsoft.QLinearConv"}
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_gemm_is_exact_and_runs_int8(bits, layer, rng, mismatches):
+    program = layer("gemm", bits)
+    codes = rng.integers(0, 256, (3, 16)).astype(np.uint8)
+    assert mismatches(program, "onnx-qdq", {"x": codes}) == 0
+    assert fused(program) == {"com.microsoft.QGemm"}
+
+
+def test_gemm_of_many_dimensions_is_exact_and_runs_int8(layer, rng, mismatches):
+    program = layer("gemm", 4, shape=("N", "T", 16))
+    codes = rng.integers(0, 256, (2, 3, 16)).astype(np.uint8)
+    assert mismatches(program, "onnx-qdq", {"x": codes}) == 0
+    assert fused(program) <= {"com.microsoft.QGemm", "Reshape", "Shape", "Concat", "Slice"}
+
+
+def test_narrow_saturation_is_exact_and_runs_int8(layer, grid_of, rng, mismatches):
+    program = layer("conv", 4, grid_of(0.05, 20, 20, 99))
+    codes = rng.integers(0, 256, (3, 16, 6, 6)).astype(np.uint8)
+    assert mismatches(program, "onnx-qdq", {"x": codes}) == 0
+    assert fused(program) == {"com.microsoft.QLinearConv", "Clip"}
+
+
+@pytest.mark.parametrize("function", ["Sigmoid", "requantize"])
+def test_lookup_is_exact(function, rng, program_of, grid_of, mismatches):
+    x, y = grid_of(0.04, 101), grid_of(0.07, 100, 8, 200)
+    every = np.arange(256, dtype=np.uint8)
+    values = x.dequantize(every)
+    table = y.quantize(values if function == "requantize" else np.tanh(values))
+    step = Lookup("lookup", "x", "y", table, None, function)
+    program = program_of({"x": ("N", 256)}, (step,), {"x": x, "y": y})
+    assert mismatches(program, "onnx-qdq", {"x": every[None]}) == 0
+
+
+@pytest.mark.parametrize(
+    ("op_type", "operands", "attributes"),
+    [
+        ("MaxPool", {}, {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
+        ("Reshape", {"s": np.array([0, -1])}, {}),
+        ("Transpose", {}, {"perm": [0, 2, 3, 1]}),
+        ("Resize", {"r": None, "s": np.array([1, 1, 2, 2], np.float32)}, {"mode": "nearest"}),
+        ("Pad", {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "v": np.array(5, np.uint8)}, {}),
+        ("Slice", {"a": np.array([1]), "b": np.array([3]), "c": np.array([1])}, {}),
+    ],
+)
+def test_movement_is_exact_and_runs_on_codes(
+    op_type, operands, attributes, rng, program_of, grid_of, mismatches
+):
+    refs = [None if v is None else Ref(k, False) for k, v in operands.items()]
+    attrs = tuple(ir.convenience.convert_attributes(attributes))
+    step = Apply("m", op_type, "", (Ref("x", True), *refs), (Ref("y", True),), attrs)
+    plans = {"x": grid_of(0.04, 101), "y": grid_of(0.04, 101)}
+    constants = {k: v for k, v in operands.items() if v is not None}
+    program = program_of({"x": ("N", 4, 6, 6)}, (step,), plans, constants=constants)
+    codes = rng.integers(0, 256, (2, 4, 6, 6)).astype(np.uint8)
+    assert mismatches(program, "onnx-qdq", {"x": codes}) == 0
+    assert fused(program) <= {op_type}
+
+
+def rounded(program_of, requantizer_of, plans, kind):
+    """Program of one step whose real ratio is not a short one."""
+    a, b, y = plans["a"], plans["b"], plans["y"]
+    shape = {"a": ("N", 6, 8, 8), "b": ("N", 6, 8, 8)}
+    if kind == "add":
+        factors = tuple(round(float(p.scale / y.scale) * 2**12) for p in (a, b))
+        requantizer = Requantizer(np.array(1), np.array(12), y.zero_point)
+        return program_of(shape, (Add("add", "a", "b", "y", factors, requantizer),), plans)
+    product = float(a.scale) * float(b.scale) / float(y.scale)
+    steps = {
+        "multiply": Multiply("mul", "a", "b", "y", requantizer_of(product, y, spare_bits=1)),
+        "matmul": MatMul("matmul", "a", "b", "y", requantizer_of(product, y)),
+        "mean": Mean(
+            "mean", "a", "y", (2, 3), True, 64, requantizer_of(a.scale / y.scale / 64, y, bits=18)
+        ),
+        "sum": Mean("sum", "a", "y", (1,), True, 6, requantizer_of(a.scale / y.scale, y, bits=20)),
+    }
+    if kind in ("mean", "sum"):
+        shape = {"a": shape["a"]}
+    return program_of(shape, (steps[kind],), plans)
+
+
+FUSED = {
+    "add": "com.microsoft.QLinearAdd",
+    "multiply": "com.microsoft.QLinearMul",
+    "matmul": "QLinearMatMul",
+    "mean": "com.microsoft.QLinearGlobalAveragePool",
+}
+
+
+@pytest.mark.parametrize("kind", [*FUSED, "sum"])
+def test_other_arithmetic_is_at_most_one_code_off(
+    kind, rng, program_of, grid_of, requantizer_of, run
+):
+    plans = {"a": grid_of(0.037, 110), "b": grid_of(0.021, 90), "y": grid_of(0.061, 120)}
+    program = rounded(program_of, requantizer_of, plans, kind)
+    feeds = {b.name: rng.integers(0, 256, (2, 6, 8, 8)).astype(np.uint8) for b in program.inputs}
+    assert largest_difference(program, feeds, run) <= 1
+    if kind in FUSED:
+        assert fused(program) == {FUSED[kind]}
+
+
+def test_softmax_is_at_most_one_code_off(rng, program_of, grid_of, run):
+    plans = {"x": grid_of(0.04, 101), "y": grid_of(1 / 256, 0)}
+    table = np.rint(2.0**15 * np.exp(-0.04 * np.arange(256))).astype(np.int32)
+    step = Softmax("softmax", "x", "y", -1, table, 256, 255)
+    program = program_of({"x": ("N", 10)}, (step,), plans)
+    codes = rng.integers(0, 256, (200, 10)).astype(np.uint8)
+    assert largest_difference(program, {"x": codes}, run) <= 1
