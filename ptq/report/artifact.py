@@ -1,0 +1,196 @@
+"""A quantised model on disk: OUT.onnx, and beside it what is needed to verify it.
+
+    OUT.onnx              the model (and OUT.onnx.data above 2 GB)
+    OUT.ptq.json          the manifest: hashes, recipe, versions, seed, certificates, report
+    OUT.ptq.safetensors   the integer program and the plan
+
+No time stamp is written: the same run gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+import onnx_ir as ir
+
+import ptq
+from ptq.calib_data import Preprocess
+from ptq.errors import InvalidModelError
+from ptq.files import sha256, staged
+from ptq.integer import serial
+from ptq.integer.program import Certificate
+from ptq.recipe import Recipe
+from ptq.report.session import LARGEST_PROTO_BYTES, size_bytes
+from ptq.report.summary import Quantized, Report, make_report
+
+SCHEMA_VERSION = 1
+_PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file that the manifest speaks of; the path is relative to the manifest's folder."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What OUT.ptq.json holds.
+
+    source: the float model's file, if it was one. files: what was written beside the manifest.
+    preprocess: what was done to 8-bit pixels of the samples.
+    """
+
+    source: FileRecord | None
+    files: tuple[FileRecord, ...]
+    recipe: Recipe
+    seed: int
+    preprocess: Preprocess | None
+    versions: dict[str, str]
+    certificates: tuple[Certificate, ...]
+    report: Report
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class SidePaths:
+    """The files of an artifact whose model is `model`."""
+
+    model: Path
+
+    @property
+    def _stem(self) -> str:
+        name = self.model.name
+        return name.removesuffix(".onnx") if name.endswith(".onnx") else name
+
+    @property
+    def manifest(self) -> Path:
+        """OUT.ptq.json."""
+        return self.model.with_name(f"{self._stem}.ptq.json")
+
+    @property
+    def program(self) -> Path:
+        """OUT.ptq.safetensors."""
+        return self.model.with_name(f"{self._stem}.ptq.safetensors")
+
+    @property
+    def data(self) -> Path:
+        """OUT.onnx.data."""
+        return self.model.with_name(f"{self.model.name}.data")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a result came from: the float model's file and the samples' preprocess, if any."""
+
+    source: Path | None = None
+    preprocess: Preprocess | None = None
+
+
+def save(
+    result: Quantized,
+    path: str | Path,
+    *,
+    force: bool = False,
+    report: Report | None = None,
+    origin: Origin | None = None,
+) -> None:
+    """Write the model and its side files, all or none.
+
+    report: with measurements, else one is made without.
+
+    Raises:
+        OutputError: not writable, disk full, or a file exists and `force` is not set.
+    """
+    origin = origin or Origin()
+    out = Path(path)
+    with staged(out.parent, force=force) as stage:
+        staged_paths = SidePaths(stage / out.name)
+        _save_model(result.model, staged_paths)
+        serial.save(result.program, result.plan, staged_paths.program)
+        written = sorted(stage.iterdir())
+        manifest = Manifest(
+            source=_source_record(origin.source, out.parent),
+            files=tuple(FileRecord(p.name, sha256(p), p.stat().st_size) for p in written),
+            recipe=result.recipe,
+            seed=result.recipe.seed,
+            preprocess=origin.preprocess,
+            versions=versions(),
+            certificates=result.program.certificates,
+            report=report or make_report(result, origin.source),
+        )
+        text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+        staged_paths.manifest.write_bytes(text)
+
+
+def _save_model(model: ir.Model, paths: SidePaths) -> None:
+    if size_bytes(model) > LARGEST_PROTO_BYTES:
+        ir.save(model, paths.model, external_data=paths.data.name)
+    else:
+        paths.model.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def _source_record(source: Path | None, folder: Path) -> FileRecord | None:
+    if source is None:
+        return None
+    relative = os.path.relpath(source.resolve(), folder.resolve())
+    return FileRecord(relative, sha256(source), source.stat().st_size)
+
+
+def versions() -> dict[str, str]:
+    """Versions of ptq, Python and the packages that results depend on."""
+    found = {"ptq": ptq.__version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def load_manifest(model: Path) -> Manifest:
+    """Read the manifest beside a quantised model.
+
+    Raises:
+        InvalidModelError: there is none, or it is not one that this version reads.
+    """
+    path = SidePaths(model).manifest
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except FileNotFoundError as error:
+        raise InvalidModelError(
+            f"{model}: {path.name} is not beside it; wanted a model that `ptq quantize` wrote, "
+            "with its side files"
+        ) from error
+    except (OSError, msgspec.MsgspecError, ValueError) as error:
+        raise InvalidModelError(f"{path}: not a manifest that this ptq reads ({error})") from error
+
+
+def is_quantized(model: Path) -> bool:
+    """True if a manifest lies beside the model."""
+    return SidePaths(model).manifest.is_file()
+
+
+def load_program(model: Path) -> serial.Saved:
+    """Read the integer program and plan beside a quantised model.
+
+    Raises:
+        InvalidModelError: missing, damaged, or of another version.
+    """
+    return serial.load(SidePaths(model).program)
+
+
+def float_source(model: Path, manifest: Manifest) -> Path | None:
+    """The float model's file, if the manifest knows one and it is still there, unchanged."""
+    if manifest.source is None:
+        return None
+    path = model.parent / manifest.source.path
+    return path if path.is_file() and sha256(path) == manifest.source.sha256 else None
