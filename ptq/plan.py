@@ -144,13 +144,13 @@ class Plan:
         Raises:
             InvalidModelError: not a plan, or one of another version.
         """
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(str(path), "np") as file:
                 scalars = msgspec.json.decode((file.metadata() or {})["plan"])
                 arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, KeyError, ValueError, msgspec.DecodeError) as error:
+        except (OSError, KeyError, ValueError, SafetensorError, msgspec.DecodeError) as error:
             raise InvalidModelError(f"{path}: not a ptq plan ({error})") from error
         if scalars.get("version") != PLAN_VERSION:
             raise InvalidModelError(

@@ -19,6 +19,7 @@ import numpy.typing as npt
 FLOAT_BITS = 24
 MAX_SHIFT = 30
 INT32_LIMIT = 2**31
+FARTHEST_NEIGHBOUR = 16
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,9 @@ def nudge_scales(
 ) -> npt.NDArray[np.float32]:
     """The nearest weight scales for which x_scale * w_scale / y_scale is short and exact.
 
-    Tries M, then its neighbours outwards, until a float32 scale gives M / 2^S exactly.
+    Tries M, then its neighbours outwards, until a float32 scale gives M / 2^S exactly. The few
+    channels that find none keep a scale off by at most one unit in the last place: the integer
+    program still rounds to a short M, only the target cannot print this layer's real scales.
     w_scale: [n] > 0, limit: the largest S (`exact_shift`). Returns [n] float32.
     """
     wanted = np.asarray(w_scale, np.float64) * float(x_scale) / float(y_scale)
@@ -144,7 +147,7 @@ def nudge_scales(
     scales, found = scales_for_ratio((multiplier * unit).astype(np.float32), x_scale, y_scale)
     fine = np.exp2(-np.full(shift.shape, limit, np.float64))
     whole = np.rint(wanted / fine)
-    for offset in (1, -1, 2, -2, 3, -3, 4, -4):
+    for offset in (sign * step for step in range(1, FARTHEST_NEIGHBOUR + 1) for sign in (1, -1)):
         if found.all():
             break
         ratio = np.maximum(whole + offset, 1) * fine
