@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from ptq import __version__
 from ptq.errors import PtqError, UnsupportedModelError
 from ptq.integer.program import Boundary, Program, Ref
 from ptq.plan import ActivationPlan
@@ -208,7 +208,7 @@ class Builder:
             graph,
             ir_version=max(10, wanted),
             producer_name="ptq",
-            producer_version=ptq_version(),
+            producer_version=__version__,
             metadata_props={f"ptq.codes.{n}": self._grid_json(n) for n in sorted(self.exposed)},
         )
 
@@ -250,11 +250,3 @@ class Builder:
         plan = self.plan(name)
         record = {"scale": float(plan.scale), "zero_point": plan.zero_point}
         return json.dumps({**record, "low": plan.low, "high": plan.high})
-
-
-def ptq_version() -> str:
-    """The installed version of ptq, or '0+unknown' in a bare checkout."""
-    try:
-        return metadata.version("ptq-compiler")
-    except metadata.PackageNotFoundError:
-        return "0+unknown"

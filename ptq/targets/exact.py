@@ -130,37 +130,39 @@ def _centred(b: Builder, name: str) -> ir.Value:
 
 
 def lookup(b: Builder, step: Lookup) -> None:
-    """Gather from the table; channel tables are one flat table and an offset a channel.
+    """output = table[input]."""
+    b.bind_codes(step.output, look_up(b, step, b.codes(step.input), step.axis or 0))
+
+
+def look_up(b: Builder, step: Lookup, codes: ir.Value, axis: int) -> ir.Value:
+    """The step's table at `codes`; a table for each channel along `axis` if it has two dimensions.
 
     On a flat row of indices, because GatherElements is about eight times faster in onnxruntime
     than Gather, which copies byte by byte, and takes tables of one rank with the indices only.
     """
-    codes = b.codes(step.input)
     index = cast(b, codes, ir.DataType.INT32)
     if step.table.ndim == 2:
-        trailing = trailing_axes(b, step.input, step.axis or 0)
-        offset = _channels(256 * np.arange(len(step.table)), trailing)
+        offset = _channels(256 * np.arange(len(step.table)), _trailing_axes(b, codes, axis))
         index = b.node("Add", [index, b.constant(offset, np.int32, "table_offset")])
     table = b.constant(step.table.reshape(-1), np.uint8, f"{b.scope}.table")
     found = b.node("GatherElements", [table, b.node("Reshape", [index, int64(b, [-1], "flat")])])
-    b.bind_codes(step.output, b.node("Reshape", [found, shape_of(b, codes)]))
+    return b.node("Reshape", [found, shape_of(b, codes)])
 
 
-def trailing_axes(b: Builder, name: str, axis: int) -> int:
-    """Number of axes behind `axis` of the codes of `name`.
+def _trailing_axes(b: Builder, codes: ir.Value, axis: int) -> int:
+    """Number of axes behind `axis`.
 
     Raises:
         UnsupportedModelError: the axis counts from the front and the rank is not known.
     """
     if axis < 0:
         return -axis - 1
-    shape = b.codes(name).shape
-    if shape is None:
+    if codes.shape is None:
         raise UnsupportedModelError(
-            f"{b.scope}: axis {axis} of {name}, whose rank is not known; wanted a known rank or an "
-            "axis counted from the end: export the model with shapes"
+            f"{b.scope}: axis {axis} of {codes.name}, whose rank is not known; wanted a known rank "
+            "or an axis counted from the end: export the model with shapes"
         )
-    return len(shape) - axis - 1
+    return len(codes.shape) - axis - 1
 
 
 def softmax(b: Builder, step: Softmax) -> None:

@@ -34,6 +34,9 @@ from ptq.targets.rows import like_rows, rows_of
 from ptq.targets.slopes import leaky_slope
 from ptq.targets.storage import store_weight
 
+IMAGE_RANK = 4
+CHANNELS_LAST = (0, 2, 3, 1)
+CHANNELS_FIRST = (0, 3, 1, 2)
 Scales = tuple[np.float32, npt.NDArray[np.float32], np.float32]
 
 
@@ -158,15 +161,30 @@ def _binary(b: Builder, step: MatMul | Add | Multiply, scales: Scales) -> list[i
 
 def _lookup(b: Builder, step: Lookup) -> None:
     x, y = b.plan(step.input), b.plan(step.output)
-    alpha = leaky_slope(step.table, x, y) if step.table.ndim == 1 else None
-    if alpha is None:
-        exact.lookup(b, step)
-        return
     codes = b.codes(step.input)
-    operands = [codes, b.scale(x), b.zero_point(x), b.scale(y), b.zero_point(y)]
-    like = ("LeakyRelu", [codes])
-    found = b.vendor_node("QLinearLeakyRelu", operands, {"alpha": float(alpha)}, like)
-    b.bind_codes(step.output, b.clip(found, y.low, y.high))
+    alpha = leaky_slope(step.table, x, y) if step.table.ndim == 1 else None
+    if alpha is not None:
+        operands = [codes, b.scale(x), b.zero_point(x), b.scale(y), b.zero_point(y)]
+        attributes, like = {"alpha": float(alpha)}, ("LeakyRelu", [codes])
+        found = b.vendor_node("QLinearLeakyRelu", operands, attributes, like)
+        b.bind_codes(step.output, b.clip(found, y.low, y.high))
+    elif codes.shape is not None and len(codes.shape) == IMAGE_RANK and _has_images(b):
+        axis = CHANNELS_LAST.index((step.axis or 0) % IMAGE_RANK)
+        last = b.node("Transpose", [codes], {"perm": CHANNELS_LAST})
+        found = exact.look_up(b, step, last, axis)
+        b.bind_codes(step.output, b.node("Transpose", [found], {"perm": CHANNELS_FIRST}))
+    else:
+        exact.lookup(b, step)
+
+
+def _has_images(b: Builder) -> bool:
+    """True if there are 2-d convolutions, whose channels onnxruntime moves last when it loads.
+
+    A lookup is flat and would keep it from moving the Transposes through; with Transposes around
+    it, the pairs between two convolutions cancel and none is left.
+    """
+    steps = b.program.steps
+    return any(isinstance(s, Convolve) and s.weight.ndim == IMAGE_RANK for s in steps)
 
 
 def _mean(b: Builder, step: Mean) -> None:
