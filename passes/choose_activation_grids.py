@@ -10,7 +10,7 @@ import numpy as np
 from ptq.grid import Grid
 from ptq.histogram import Histogram
 from ptq.integer.claims import constant
-from ptq.integer.outline import Outline, Site
+from ptq.integer.units import Outline, Site
 from ptq.passes.collect_ranges import choose_range
 from ptq.passes.context import Context
 from ptq.plan import ActivationPlan, Plan
@@ -62,20 +62,20 @@ def affine_grid(low: float, high: float, site: Site) -> ActivationPlan:
         (max(_ratio(high, top - z), _ratio(-low, z), SMALLEST_SCALE), z) for z in options
     )
     step = np.float32(scale)
-    return replace(
-        ActivationPlan(Grid(site.bits), step, zero_point, 0, top),
-        **_code_limits(site, step, zero_point),
-    )
+    return limited(ActivationPlan(Grid(site.bits), step, zero_point, 0, top), site)
 
 
 def _ratio(span: float, codes: int) -> float:
     return 0.0 if span <= 0 else np.inf if codes == 0 else span / codes
 
 
-def _code_limits(site: Site, scale: np.float32, zero_point: int) -> dict[str, int]:
+def limited(grid: ActivationPlan, site: Site) -> ActivationPlan:
+    """The grid with codes outside the site's limits cut off."""
     top = (1 << site.bits) - 1
-    ends = [np.clip(np.rint(v / float(scale)) + zero_point, 0, top) for v in site.limits]
-    return {"low": int(ends[0]), "high": int(ends[1])}
+    ends = [
+        int(np.clip(np.rint(v / float(grid.scale)) + grid.zero_point, 0, top)) for v in site.limits
+    ]
+    return replace(grid, low=ends[0], high=ends[1])
 
 
 def _lend_concat_grids(
@@ -95,6 +95,5 @@ def _lend_concat_grids(
             site = outline.sites[outline.site(name)]
             lone = readers[site.name] == {unit.name} and not site.fixed
             if lone and site.bits == grid.grid.bits:
-                limits = _code_limits(site, grid.scale, grid.zero_point)
-                chosen[site.name] = replace(grid, **limits)
+                chosen[site.name] = limited(grid, site)
     return chosen

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ptq.grid import Grid
 from ptq.integer.arithmetic import exact_shift, nudge_scales
-from ptq.integer.outline import Unit
+from ptq.integer.units import Unit
 from ptq.integer.weights import unit_axis
 from ptq.passes.collect_grams import weight_rows
 from ptq.passes.context import Context

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ptq.execute.float import FloatRunner
 from ptq.integer import claims
-from ptq.integer.outline import Unit
+from ptq.integer.units import Unit
 from ptq.integer.weights import unit_axis, unit_weight
 from ptq.passes.context import Context, Progress
 
@@ -83,7 +83,7 @@ def empty_moments(unit: Unit) -> Moments:
 
 def gram_bytes(unit: Unit) -> int:
     """Memory that a unit's Gram matrices take, bytes."""
-    return 8 * groups(unit) * weight_rows(unit).shape[1] ** 2
+    return 8 * groups(unit) * int(weight_rows(unit).shape[1]) ** 2
 
 
 def batches_of_units(units: Sequence[Unit], limit_bytes: int) -> Iterator[list[Unit]]:
@@ -119,11 +119,10 @@ def columns(
     chosen = np.arange(total)
     if total > positions:
         chosen = np.sort(generator.choice(total, positions, replace=False))
-    index = np.unravel_index(chosen, spatial)
-    picked = windows[(slice(None), slice(None), *index)]  # [n, c, p, *kernel]
-    picked = np.moveaxis(picked, 2, 1)  # [n, p, c, *kernel]
-    rows = picked.reshape(len(x) * len(chosen), groups(unit), -1)
-    return np.ascontiguousarray(rows.transpose(1, 0, 2))
+    index: tuple[Any, ...] = (slice(None), slice(None), *np.unravel_index(chosen, spatial))
+    picked = np.moveaxis(windows[index], 2, 1)  # [n, position, c, *kernel]
+    parts = picked.reshape(len(x) * len(chosen), groups(unit), -1)
+    return np.ascontiguousarray(parts.transpose(1, 0, 2))
 
 
 def conv_windows(unit: Unit, x: Array) -> Array:

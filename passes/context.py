@@ -12,10 +12,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ptq.execute.taps import graph_values
-from ptq.integer.outline import Outline, Unit
+from ptq.integer.units import Outline, Unit
 from ptq.recipe import Recipe
 
-TAPPED_BYTES = 192 << 20
+TAPPED_BYTES = 64 << 20
 LARGEST_BATCH = 64
 
 Batch = Mapping[str, npt.NDArray[Any]]

@@ -1,13 +1,15 @@
-"""Correct biases: remove each layer's mean output error, measured on the samples.
+"""Correct biases: remove the mean output error that rounding a layer's weight causes.
 
-b -= E[W^ x^] - E[W x]: x^ is what the quantised network really feeds the layer, so errors of the
-layers before are corrected too. The quantised network runs on integers here, in onnxruntime.
+b += E[W x^] - E[W^ x^], where x^ is what the quantised network really feeds the layer, measured on
+the samples with the network running on integers. Only the layer's own error is removed: the
+shift that it inherits is the business of the layers before, and removing it in every layer at
+once overshoots (measured on ResNet-20 at W8A8: 15.5 dB against 28.8 without any correction).
 Source: "Data-Free Quantization", arXiv 1906.04721, section 4.2, with measured means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,83 +17,46 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ptq.execute.float import FloatRunner
-from ptq.integer.outline import Unit
+from ptq.integer.units import Unit
 from ptq.integer.weights import unit_axis, unit_bias
 from ptq.passes.collect_grams import groups, mean_column, weight_rows
 from ptq.passes.context import Context, Progress
 from ptq.plan import Plan
 
 Deploy = Callable[[Plan], ir.Model]
-"""Builds the integer model of a plan; its code values are named by `code_name`."""
+"""Builds the integer model of a plan."""
+CodeName = Callable[[str], str]
+"""What that model calls the codes of a tensor."""
 
 
 @dataclass(frozen=True)
 class CorrectBias:
-    """Measure, correct all layers, measure again.
+    """One pass over the samples through the integer network; all layers are corrected at once."""
 
-    rounds: each one corrects every layer given what the last one did to those before it.
-    """
-
-    rounds: int = 3
-
-    def __call__(
-        self,
-        context: Context,
-        plan: Plan,
-        deploy: Deploy,
-        code_name: Callable[[str], str],
-    ) -> Plan:
-        """A plan whose biases cancel the measured mean errors."""
+    def __call__(self, context: Context, plan: Plan, deploy: Deploy, code_name: CodeName) -> Plan:
+        """A plan whose biases cancel the mean error of the rounded weights."""
         units = [unit for unit in context.outline.weighted if unit.name in plan.weights]
+        sums = {unit.name: np.zeros(1) for unit in units}
         taps = list(dict.fromkeys(unit.inputs[0] for unit in units))
-        activations = {name: plan.activations[context.outline.site(name)] for name in taps}
-        float_means = _means(context, context.model, units, {n: (n, 0) for n in taps})
-        for done in range(self.rounds):
-            codes = {n: (code_name(n), activations[n].zero_point) for n in taps}
-            means = _means(context, deploy(plan), units, codes)
-            changes = {}
+        runner = FloatRunner(deploy(plan), [code_name(name) for name in taps])
+        for done, batch in enumerate(context.batches(context.batch_size(taps)), 1):
+            tapped = runner.run(batch)
             for unit in units:
-                seen = float(activations[unit.inputs[0]].scale) * means[unit.name]
-                shift = mean_shift(unit, plan, seen, seen)
-                changes[unit.name] = unit_bias(unit) + shift
-            plan = plan.with_biases(changes)
-            context.report(Progress("correct biases", done + 1, self.rounds))
-        return plan
+                grid = plan.activations[context.outline.site(unit.inputs[0])]
+                codes = tapped[code_name(unit.inputs[0])]
+                column = mean_column(unit, codes.astype(np.float32) - np.float32(grid.zero_point))
+                sums[unit.name] = sums[unit.name] + np.append(column[:-1] * grid.scale, column[-1])
+            context.report(Progress("correct biases", done, None))
+        runner.close()
+        return plan.with_biases(
+            {unit.name: unit_bias(unit) + own_shift(unit, plan, sums[unit.name]) for unit in units}
+        )
 
 
-def mean_shift(
-    unit: Unit, plan: Plan, wanted: npt.NDArray[np.float64], seen: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """E[W x] - E[W^ x^] a channel, from mean input columns [groups * K]."""
-    weight = plan.weights[unit.name]
-    rounded = np.moveaxis(weight.dequantize(), unit_axis(unit), 0)
-    rounded = rounded.reshape(len(rounded), -1)
-    return _project(unit, weight_rows(unit).astype(np.float64), wanted) - _project(
-        unit, rounded, seen
-    )
-
-
-def _project(
-    unit: Unit, rows: npt.NDArray[np.float64], column: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    parts = rows.reshape(groups(unit), -1, rows.shape[1])
-    return np.einsum("gok,gk->go", parts, column.reshape(groups(unit), -1)).reshape(-1)
-
-
-def _means(
-    context: Context, model: ir.Model, units: Sequence[Unit], taps: Mapping[str, tuple[str, int]]
-) -> dict[str, npt.NDArray[np.float64]]:
-    """The mean input column of every unit.
-
-    taps: tensor name -> its name in `model` and what to subtract (the zero point of codes).
-    """
-    runner = FloatRunner(model, [name for name, _ in taps.values()])
-    sums = {unit.name: np.zeros(1) for unit in units}
-    for batch in context.batches(context.batch_size(list(taps))):
-        tapped = runner.run(batch)
-        for unit in units:
-            name, offset = taps[unit.inputs[0]]
-            x = tapped[name].astype(np.float32) - np.float32(offset)
-            sums[unit.name] = sums[unit.name] + mean_column(unit, x)
-    runner.close()
-    return {name: total[:-1] / max(total[-1], 1) for name, total in sums.items()}
+def own_shift(unit: Unit, plan: Plan, total: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """E[W x^] - E[W^ x^], [channels], from what `mean_column` summed up."""
+    exact = weight_rows(unit).astype(np.float64)
+    rounded = np.moveaxis(plan.weights[unit.name].dequantize(), unit_axis(unit), 0)
+    error = (exact - rounded.reshape(exact.shape)).reshape(groups(unit), -1, exact.shape[1])
+    mean = (total[:-1] / max(total[-1], 1)).reshape(groups(unit), -1)
+    return np.asarray(np.einsum("gok,gk->go", error, mean)).reshape(-1)

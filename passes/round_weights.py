@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ptq.grid import Codes
-from ptq.integer.outline import Unit
+from ptq.integer.units import Unit
 from ptq.integer.weights import unit_axis, unit_weight
 from ptq.passes.collect_grams import (
     Moments,

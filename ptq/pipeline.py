@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from ptq.calib_data import Calibration, Lint, Preprocess, input_specs, lint, open_calibration
+from ptq.calib_data import (
+    Calibration,
+    InputSpec,
+    Lint,
+    Preprocess,
+    guess_preprocess,
+    input_specs,
+    lint,
+    open_calibration,
+)
 from ptq.execute.float import FloatRunner
 from ptq.integer.lower import lower
 from ptq.integer.outline import Outline, outline
@@ -46,6 +55,7 @@ class Result:
     plan: Plan
     recipe: Recipe
     samples: int
+    preprocess: Preprocess | None = None
     lints: tuple[Lint, ...] = ()
 
 
@@ -74,6 +84,8 @@ def quantize(
     float_model = prepare(load(model))
     sketch = outline(float_model, recipe)
     specs = input_specs(float_model)
+    if preprocess is None and isinstance(calib, str | Path):
+        preprocess = _guess(float_model, calib, specs, recipe.seed)
     samples = open_calibration(
         calib, specs, preprocess=preprocess, limit=recipe.samples, seed=recipe.seed
     )
@@ -84,7 +96,30 @@ def quantize(
     report(Progress("lower", 0, None))
     program = lower(float_model, sketch, plan)
     target = TARGETS[recipe.target](program, io=recipe.io)
-    return Result(target, float_model, sketch, program, plan, recipe, counted.samples, lints)
+    return Result(
+        target, float_model, sketch, program, plan, recipe, counted.samples, preprocess, lints
+    )
+
+
+def _guess(
+    model: ir.Model, source: str | Path, specs: Sequence[InputSpec], seed: int
+) -> Preprocess | None:
+    """Raw images and no word about their preprocessing: try the usual ones on the model."""
+    runner = FloatRunner(model, [str(model.graph.outputs[0].name)])
+
+    def predict(batch: Batch) -> Any:
+        return next(iter(runner.run(batch).values()))
+
+    guess = guess_preprocess(predict, source, specs, seed=seed)
+    runner.close()
+    if guess is None:
+        return None
+    _LOG.warning(
+        "no --preprocess given: '%s' fits this model best (scores %s); pass it to be sure",
+        guess.preset,
+        {name: round(score, 2) for name, score in guess.scores.items()},
+    )
+    return guess.preprocess
 
 
 def make_plan(context: Context) -> Plan:

@@ -106,7 +106,7 @@ def _dequantize(values: _Values, step: Dequantize) -> None:
 
 def _convolve(values: _Values, step: Convolve) -> None:
     acc = convolve(values.centred(step.input), step)
-    acc += step.bias.astype(np.int64).reshape(1, -1, *[1] * (acc.ndim - 2))
+    acc = acc + step.bias.astype(np.int64).reshape(1, -1, *[1] * (acc.ndim - 2))
     values.codes[step.output] = values.requantize(step.requantizer, acc, 1)
 
 
@@ -135,7 +135,8 @@ def convolve(x: npt.NDArray[np.int64], step: Convolve) -> npt.NDArray[np.int64]:
         window = window.reshape(len(x), groups, weight.shape[1], -1)
         factor = weight[(slice(None), slice(None), *position)].astype(kind)
         factor = factor.reshape(groups, -1, weight.shape[1])
-        acc += factor * window if weight.shape[1] == 1 else np.matmul(factor, window)
+        depthwise = weight.shape[1] == 1
+        acc += np.asarray(factor * window if depthwise else np.matmul(factor, window), kind)
     return acc.reshape(len(x), len(weight), *sizes).astype(np.int64)
 
 

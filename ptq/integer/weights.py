@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ptq.integer.claims import channel_axis, constant, integer, rank, real
-from ptq.integer.outline import Unit
+from ptq.integer.units import Unit
 
 
 def unit_weight(unit: Unit) -> npt.NDArray[np.float32]:

@@ -1,0 +1,89 @@
+"""Claim every node of a graph: a kind of integer step, raw, or a refusal with its reason."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from ptq.errors import RecipeError
+from ptq.integer import claims
+from ptq.integer.claims import Claim, Refusal, is_activation
+from ptq.recipe import Recipe
+
+FREE = ("move", "concat", "elementwise", "shape")
+
+
+def claim_nodes(nodes: list[ir.Node], recipe: Recipe) -> dict[int, Claim]:
+    """A claim for every node; 'raw' where no float tensor is involved."""
+    chosen = _selection(nodes, recipe)
+    kept: dict[int, Claim] = {}
+    for node in nodes:
+        reads = [v for v in node.inputs if is_activation(v)]
+        writes_float = any(v.dtype == ir.DataType.FLOAT for v in node.outputs)
+        rule = claims.RULES.get(node.op_type)
+        if not reads and not writes_float and not _has_body(node):
+            kept[id(node)] = "raw"
+        elif rule is not None and reads and node.domain in ("", "ai.onnx", "com.microsoft"):
+            kept[id(node)] = rule(node)
+        else:
+            kept[id(node)] = Refusal("this operator has no integer form in ptq")
+        if id(node) in chosen and kept[id(node)] not in ("raw", "shape"):
+            kept[id(node)] = Refusal(chosen[id(node)])
+    _leave_islands_whole(nodes, kept)
+    return kept
+
+
+def _has_body(node: ir.Node) -> bool:
+    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return any(attr.type in graphs for attr in node.attributes.values())
+
+
+def _selection(nodes: list[ir.Node], recipe: Recipe) -> dict[int, str]:
+    """Nodes that include/exclude keep in float, with the reason."""
+    out: dict[int, str] = {}
+    included = _matching(nodes, recipe.include, "--include")
+    if recipe.include:
+        out |= {id(n): "not in --include" for n in nodes if id(n) not in included}
+    excluded = _matching(nodes, recipe.exclude, "--exclude")
+    return out | dict.fromkeys(excluded, "excluded by the user")
+
+
+def _matching(nodes: list[ir.Node], patterns: Iterable[str], option: str) -> set[int]:
+    found: set[int] = set()
+    for pattern in patterns:
+        hits = {id(n) for n in nodes if _matches(pattern, n)}
+        if not hits:
+            names = ", ".join(str(n.name) for n in nodes[:4])
+            raise RecipeError(
+                f"{option} {pattern!r} matches no node name or op type; names are like {names}"
+            )
+        found |= hits
+    return found
+
+
+def _matches(pattern: str, node: ir.Node) -> bool:
+    words = (node.name or "", node.op_type)
+    if pattern.startswith("re:"):
+        return any(re.search(pattern[3:], word) for word in words)
+    return any(fnmatch.fnmatchcase(word, pattern) for word in words)
+
+
+def _leave_islands_whole(nodes: list[ir.Node], kept: dict[int, Claim]) -> None:
+    """Refuse data movement that only carries floats from island to island."""
+    fed: dict[int, bool] = {}  # id of a node fed by floats only -> fed by an island
+    for node in nodes:
+        sources = [v.producer() for v in node.inputs if v is not None and is_activation(v)]
+        floats = [p is None or isinstance(kept[id(p)], Refusal) or id(p) in fed for p in sources]
+        if kept[id(node)] in FREE and all(floats):
+            fed[id(node)] = any(
+                p is not None and (isinstance(kept[id(p)], Refusal) or fed[id(p)]) for p in sources
+            )
+    for node in reversed(nodes):
+        users = [kept.get(id(u)) for v in node.outputs for u in v.consumers()]
+        islands = [isinstance(claim, Refusal) for claim in users]
+        carried = all(i or c == "shape" for i, c in zip(islands, users, strict=True))
+        if id(node) in fed and carried and (fed[id(node)] or any(islands)):
+            kept[id(node)] = Refusal("only carries data between float values")

@@ -1,0 +1,106 @@
+"""Place sites: find the tensors that need a grid, and the width of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from ptq.integer.claims import is_activation
+from ptq.integer.units import Island, Outline, Site, Unit, name_of
+from ptq.recipe import Recipe
+
+MULTIPLIES = ("conv", "gemm", "matmul")
+
+
+def mark_edges(items: list[Unit | Island], model: ir.Model) -> list[Unit | Island]:
+    """Mark the first and the last multiplications of every path."""
+    first = _reach(items, [name_of(v) for v in model.graph.inputs])
+    backwards = [
+        replace(i, inputs=i.outputs, outputs=i.inputs) if isinstance(i, Unit) else i
+        for i in reversed(items)
+    ]
+    last = _reach(backwards, [name_of(v) for v in model.graph.outputs], backward=True)
+    edge = first | last
+    return [
+        replace(i, edge=True) if isinstance(i, Unit) and i.name in edge and i.weight else i
+        for i in items
+    ]
+
+
+def _reach(items: Iterable[Unit | Island], start: list[str], backward: bool = False) -> set[str]:
+    """Weighted units reachable from `start` without passing through another one."""
+    front, found = set(start), set()
+    for item in items:
+        if isinstance(item, Unit):
+            inputs, outputs = item.inputs, item.outputs
+        else:
+            inputs = tuple(name_of(v) for v in item.node.inputs if v is not None)
+            outputs = tuple(name_of(v) for v in item.node.outputs)
+            inputs, outputs = (outputs, inputs) if backward else (inputs, outputs)
+        if front.isdisjoint(inputs):
+            continue
+        if isinstance(item, Unit) and item.weight is not None:
+            found.add(item.name)
+        else:
+            front |= set(outputs)
+    return found
+
+
+def place_sites(items: tuple[Unit | Island, ...], model: ir.Model, recipe: Recipe) -> Outline:
+    """Find the tensors that need a grid, and the width of each."""
+    units = [i for i in items if isinstance(i, Unit)]
+    aliases: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    limits: dict[str, tuple[float, float]] = {}
+    fixed: set[str] = set()
+    constants: dict[str, ir.Value] = {}
+    graph_inputs = {name_of(v) for v in model.graph.inputs}
+    written = {name for unit in units for name in unit.outputs}
+    for unit in units:
+        for value in unit.node.inputs:
+            if value is not None and value.name in unit.inputs and not is_activation(value):
+                constants[name_of(value)] = value
+        for name in unit.inputs:
+            if name not in written and name not in sources:
+                known = "constant" if name in constants else "island"
+                sources[name] = "input" if name in graph_inputs else known
+        for name in unit.outputs:
+            if unit.kind == "move":
+                aliases[name] = aliases.get(unit.inputs[0], unit.inputs[0])
+            elif unit.kind != "order":
+                sources[name] = "unit"
+                limits[name] = unit.clamp
+                if unit.kind == "softmax":
+                    fixed.add(name)
+    bits = _widths(units, aliases, recipe)
+    unbounded = (-float("inf"), float("inf"))
+    sites = {
+        name: Site(
+            name,
+            (recipe.edge_bits or recipe.activation_bits) if source == "input"
+            else 8 if name in fixed else bits.get(name, 8),
+            limits.get(name, unbounded), source, name in fixed,
+        )
+        for name, source in sources.items()
+    }  # fmt: skip
+    return Outline(items, sites, aliases, constants)
+
+
+def _widths(units: list[Unit], aliases: Mapping[str, str], recipe: Recipe) -> dict[str, int]:
+    """Code widths: operands of multiplications as the recipe says, everything else 8 bits.
+
+    Tensors that are only added or mapped keep the full container: narrowing them would cost
+    accuracy and save nothing.
+    """
+    bits: dict[str, int] = {}
+    for unit in units:
+        if unit.kind not in MULTIPLIES:
+            continue
+        edge_bits = recipe.edge_bits or recipe.activation_bits
+        wanted = edge_bits if unit.edge else recipe.activation_bits
+        for name in unit.inputs:
+            site = aliases.get(name, name)
+            bits[site] = min(bits.get(site, 8), wanted)
+    return bits
