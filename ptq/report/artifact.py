@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,7 @@ import onnx_ir as ir
 import ptq
 from ptq.calib_data import Preprocess
 from ptq.errors import InvalidModelError
-from ptq.files import sha256, staged
+from ptq.files import check_output, sha256, staged
 from ptq.integer import serial
 from ptq.integer.program import Certificate
 from ptq.recipe import Recipe
@@ -93,6 +94,17 @@ class Origin:
 
     source: Path | None = None
     preprocess: Preprocess | None = None
+
+
+def check(path: Path, *, force: bool = False, sources: Iterable[Path] = ()) -> None:
+    """Fail now if the model or one of its side files could not be written later.
+
+    Raises:
+        OutputError: what stands in the way.
+    """
+    paths = SidePaths(path)
+    for output in (paths.model, paths.manifest, paths.program):
+        check_output(output, force=force, sources=sources)
 
 
 def save(

@@ -1,0 +1,328 @@
+"""The command line: parses, calls ptq, prints. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ptq import __version__
+from ptq.errors import GateError
+from ptq.report.commands import Commands, options_as
+from ptq.report.options import (
+    CALIB,
+    COMMON,
+    EVAL,
+    FILE,
+    FLOAT,
+    METHODS,
+    PREPROCESS,
+    RECIPE,
+    SEED,
+    TARGETS,
+    THREADS,
+    Choices,
+    Common,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ptq.calib_data import Preprocess
+    from ptq.recipe import Recipe
+
+T = TypeVar("T")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ptq")
+def main() -> None:
+    """Quantise a trained network after training, and compile it to integers.
+
+    \b
+    Exit codes: 0 done, 1 a gate failed, 2 wrong usage, 3 model invalid, unsafe or
+    unsupported, 4 missing dependency, 70 internal error, 130 interrupted.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Quantize(Choices):
+    model: Path
+    output: Path | None
+    calib: str | None
+    calib_method: str | None
+    samples: int | None
+    preprocess: str | None
+    evaluation: Path | None
+    target: str | None
+    io: str | None
+    seed: int | None
+    measure: bool
+    force: bool
+
+
+@main.command()
+@options_as(
+    _Quantize,
+    click.argument("model", type=FILE),
+    click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: IN.wNaM.onnx."),
+    *RECIPE,
+    CALIB,
+    click.option("--calib-method", type=click.Choice(METHODS), help="How ranges are chosen."),
+    click.option("--samples", type=click.IntRange(min=1), help="Use at most so many samples."),
+    PREPROCESS,
+    EVAL,
+    click.option("--target", type=click.Choice(TARGETS), help="What to write.  [default: onnx]"),
+    click.option("--io", type=click.Choice(("float", "integer")), help="Type of in- and outputs."),
+    SEED,
+    click.option("--measure/--no-measure", default=True, help="Compare and time the result."),
+    click.option("--force", is_flag=True, help="Replace OUT if it exists."),
+    *COMMON,
+)
+def quantize(options: _Quantize) -> None:
+    """Quantise the ONNX file MODEL and write an integer-only one."""
+    from ptq.report import artifact
+    from ptq.report.console import print_report
+
+    recipe = options.recipe(
+        calib_method=options.calib_method,
+        samples=options.samples,
+        target=options.target,
+        io=options.io,
+        seed=options.seed,
+    )
+    stem = options.model.name.removesuffix(".onnx")
+    out = options.output or options.model.with_name(f"{stem}.{recipe.precision}.onnx")
+    artifact.check(out, force=options.force, sources=[options.model])
+    if options.bits is not None and not options.quiet:
+        click.echo(_what_bits_mean(recipe), err=True)
+    report = _quantize_to(out, options, recipe)
+    _emit(options, {"command": "quantize", "output": str(out)}, report, print_report)
+    if not (options.as_json or options.quiet):
+        click.echo(f"wrote {out}")
+
+
+def _what_bits_mean(recipe: Recipe) -> str:
+    return (
+        f"--bits {recipe.weight_bits} means {recipe.precision}: {recipe.weight_bits}-bit weights "
+        f"and {recipe.activation_bits}-bit activations; the first and the last layer have "
+        f"{recipe.edge_bits}-bit weights"
+    )
+
+
+def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Any:
+    """Quantise, measure, write; returns the report."""
+    from ptq.calib_data import input_specs
+    from ptq.pipeline import quantize as run
+    from ptq.report import artifact
+    from ptq.report.measure import Samples, measure
+    from ptq.report.progress import progress
+    from ptq.report.summary import make_report
+
+    preprocess = _preprocess(options.preprocess)
+    data = Samples(options.calib, options.evaluation, preprocess, seed=recipe.seed)
+    with progress(quiet=options.quiet) as show:
+        result = run(
+            options.model,
+            options.calib,
+            recipe,
+            preprocess=preprocess,
+            progress=lambda p: show(p.stage, p.done, p.total),
+        )
+        report = make_report(result, options.model)
+        if options.measure:
+            specs = input_specs(result.float_model)
+            report = measure(report, (options.model, result.model), specs, data, show)
+        show("write", 0, None)
+        origin = artifact.Origin(options.model, preprocess)
+        artifact.save(result, out, force=options.force, report=report, origin=origin)
+    return report
+
+
+def _preprocess(text: str | None) -> Preprocess | None:
+    from ptq.calib_data import parse_preprocess
+
+    return None if text is None else parse_preprocess(text)
+
+
+def _emit(
+    options: Common,
+    head: dict[str, Any],
+    value: T,
+    show: Callable[[T, Console], None],
+) -> None:
+    """Print a result: one JSON object, or tables; nothing with --quiet alone."""
+    import msgspec
+
+    from ptq.report.console import make_console
+
+    if options.as_json:
+        record = {**head, **msgspec.to_builtins(value)}
+        click.echo(msgspec.json.format(msgspec.json.encode(record), indent=2).decode())
+    elif not options.quiet:
+        show(value, make_console())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inspect(Choices):
+    model: Path
+
+
+@main.command()
+@options_as(_Inspect, click.argument("model", type=FILE), *RECIPE, *COMMON)
+def inspect(options: _Inspect) -> None:
+    """Show a model's operators, sizes, float islands and why, and what will really run."""
+    from ptq.inspection import inspect_file, print_inspection
+
+    found = inspect_file(options.model, options.recipe())
+    _emit(options, {"command": "inspect"}, found, print_inspection)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Verify(Common):
+    model: Path
+    calib: str | None
+    samples: int
+    preprocess: str | None
+    float_path: Path | None
+    with_float: bool
+    target: str | None
+    threads: int | None
+    seed: int | None
+
+
+@main.command()
+@options_as(
+    _Verify,
+    click.argument("model", type=FILE),
+    CALIB,
+    click.option("--samples", type=click.IntRange(min=1), default=100, show_default=True),
+    PREPROCESS,
+    FLOAT,
+    click.option("--with-float/--no-float", default=True, help="Compare with the float model too."),
+    click.option("--target", type=click.Choice(TARGETS), help="Print and verify this one instead."),
+    THREADS,
+    SEED,
+    *COMMON,
+)
+def verify(options: _Verify) -> None:
+    """Compare a quantised MODEL with the reference, code by code, and with the float model."""
+    from ptq.report.console import print_verification
+    from ptq.report.progress import progress
+    from ptq.verify import VerifyOptions, verify_file
+
+    how = VerifyOptions(
+        calib=options.calib,
+        samples=options.samples,
+        preprocess=_preprocess(options.preprocess),
+        float_path=options.float_path,
+        compare_float=options.with_float,
+        target=options.target,
+        threads=options.threads,
+        seed=options.seed or 0,
+    )
+    with progress(quiet=options.quiet) as show:
+        found = verify_file(options.model, how, lambda done, total: show("verify", done, total))
+    _emit(options, {"command": "verify", "passed": found.passed}, found, print_verification)
+    if not found.passed:
+        raise GateError(f"{options.model}: {found.mismatches} codes differ from the reference")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bench(Common):
+    models: tuple[Path, ...]
+    calib: str | None
+    preprocess: str | None
+    float_path: Path | None
+    batch: int
+    warmup: int
+    iterations: int | None
+    seconds: float
+    threads: int | None
+
+
+@main.command()
+@options_as(
+    _Bench,
+    click.argument("models", type=FILE, nargs=-1, required=True),
+    CALIB,
+    PREPROCESS,
+    FLOAT,
+    click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True),
+    click.option("--warmup", type=click.IntRange(min=0), default=5, show_default=True),
+    click.option("--iterations", type=click.IntRange(min=3), help="Timed runs of each model."),
+    click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True),
+    THREADS,
+    *COMMON,
+)
+def bench(options: _Bench) -> None:
+    """Time MODELS against the first of them, or one quantised model against its float model."""
+    from ptq.evaluate import Samples, bench_files
+    from ptq.report.benchmark import BenchOptions
+    from ptq.report.console import print_benchmark
+    from ptq.report.progress import progress
+
+    how = BenchOptions(options.warmup, options.iterations, options.seconds, options.threads)
+    samples = Samples(options.calib, preprocess=_preprocess(options.preprocess))
+    with progress(quiet=options.quiet) as show:
+        found = bench_files(
+            options.models,
+            samples,
+            how,
+            baseline=options.float_path,
+            batch_size=options.batch,
+            progress=lambda done: show("latency", done, None),
+        )
+    _emit(options, {"command": "bench"}, found, print_benchmark)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compare(Common):
+    first: Path
+    second: Path
+    calib: str | None
+    evaluation: Path | None
+    samples: int
+    preprocess: str | None
+    seed: int | None
+
+
+@main.command()
+@options_as(
+    _Compare,
+    click.argument("first", type=FILE),
+    click.argument("second", type=FILE),
+    CALIB,
+    EVAL,
+    click.option("--samples", type=click.IntRange(min=1), default=100, show_default=True),
+    PREPROCESS,
+    SEED,
+    *COMMON,
+)
+def compare(options: _Compare) -> None:
+    """Compare the outputs of SECOND with those of FIRST on the same data."""
+    from ptq.evaluate import Samples, compare_files
+    from ptq.report.console import print_comparison
+    from ptq.report.progress import progress
+
+    if options.calib is not None and options.evaluation is not None:
+        raise click.UsageError("--calib and --eval contradict each other; give one of them")
+    samples = Samples(
+        options.calib,
+        options.evaluation,
+        _preprocess(options.preprocess),
+        options.samples,
+        options.seed or 0,
+    )
+    with progress(quiet=options.quiet) as show:
+        found = compare_files(
+            options.first, options.second, samples, lambda done: show("compare", done, None)
+        )
+    _emit(options, {"command": "compare"}, found, print_comparison)
+
+
+if __name__ == "__main__":
+    main()

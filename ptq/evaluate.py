@@ -1,0 +1,110 @@
+"""Compare and time model files, float and quantised ones alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ptq.calib_data import InputSpec, input_specs, open_calibration
+from ptq.errors import UsageError
+from ptq.model import load
+from ptq.report.artifact import float_source, is_quantized, load_manifest, load_program
+from ptq.report.benchmark import Benchmark, BenchOptions, bench
+from ptq.report.comparison import Comparison, compare
+from ptq.report.measure import Samples
+from ptq.report.session import open_session
+from ptq.verify import boundary_specs
+
+__all__ = ["Samples", "bench_files", "compare_files", "float_inputs"]
+
+
+def float_inputs(path: Path) -> tuple[InputSpec, ...]:
+    """What a model wants to be fed, in floats even if its boundary is codes.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    model = load(path)  # checked before anything else, whoever wrote it
+    return boundary_specs(load_program(path).program) if is_quantized(path) else input_specs(model)
+
+
+def compare_files(
+    first: Path,
+    second: Path,
+    samples: Samples,
+    progress: Callable[[int], None] | None = None,
+) -> Comparison:
+    """Run both models on the samples. progress: called with the number of samples done.
+
+    Raises:
+        ModelError: one of them cannot be read or run.
+        CalibrationError: the samples do not fit, or the models are not of one network.
+    """
+    specs = float_inputs(first)
+    float_inputs(second)
+    names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
+    sessions = [open_session(path, name=n) for path, n in zip((first, second), names, strict=True)]
+    batches = _with_preprocess(samples, (first, second)).batches(specs)
+    return compare(sessions[0], sessions[1], batches, progress)
+
+
+def bench_files(
+    models: Sequence[Path],
+    samples: Samples,
+    options: BenchOptions,
+    *,
+    baseline: Path | None = None,
+    batch_size: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> Benchmark:
+    """Time the models interleaved; the first is the baseline.
+
+    baseline: a float model to put first. One quantised model alone is timed against the float
+    model that its manifest remembers.
+
+    Raises:
+        UsageError: one model, and nothing to compare it with.
+        ModelError: one of them cannot be read or run.
+    """
+    paths = [*([] if baseline is None else [baseline]), *models]
+    if len(paths) == 1:
+        paths = [_float_of(paths[0]), *paths]
+    specs = float_inputs(paths[0])
+    for path in paths[1:]:
+        float_inputs(path)
+    data = open_calibration(
+        samples.calib,
+        specs,
+        preprocess=_with_preprocess(samples, paths).preprocess,
+        limit=batch_size,
+        seed=samples.seed,
+    )
+    batch = next(data.batches(batch_size))
+    sessions = {n: open_session(p, name=n, threads=options.threads) for n, p in _named(paths)}
+    return bench(sessions, batch, options, progress)
+
+
+def _float_of(path: Path) -> Path:
+    source = float_source(path, load_manifest(path)) if is_quantized(path) else None
+    if source is None:
+        raise UsageError(
+            f"{path}: nothing to time it against; give a second model, or --float with its float "
+            "model"
+        )
+    return source
+
+
+def _named(paths: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Short names, unless two files share one."""
+    unique = len({path.name for path in paths}) == len(paths)
+    names = [path.name if unique else f"{i + 1}: {path}" for i, path in enumerate(paths)]
+    return list(zip(names, paths, strict=True))
+
+
+def _with_preprocess(samples: Samples, paths: Sequence[Path]) -> Samples:
+    """The samples with the preprocess of a manifest, if none is given."""
+    if samples.preprocess is not None:
+        return samples
+    known = (load_manifest(path).preprocess for path in paths if is_quantized(path))
+    return replace(samples, preprocess=next((p for p in known if p is not None), None))

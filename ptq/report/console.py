@@ -1,0 +1,245 @@
+"""Printing results for people: rich tables on standard output."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from ptq.report.benchmark import Benchmark
+from ptq.report.comparison import Comparison
+from ptq.report.metrics import Scores
+from ptq.report.summary import IslandRow, Layer, Report
+from ptq.report.verification import Verification
+
+_PIPE_WIDTH = 110
+_MOST_ROWS = 30
+
+
+class _Console(Console):
+    """Lets a closed pipe be the caller's business; rich exits with 1, which means a failed gate."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich while it handles the BrokenPipeError."""
+        raise BrokenPipeError
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that takes every text literally: names in models are not markup."""
+    file = sys.stderr if stderr else sys.stdout
+    width = None if file.isatty() else _PIPE_WIDTH
+    return _Console(file=file, markup=False, emoji=False, highlight=False, width=width)
+
+
+def printable(text: object) -> str:
+    """The text without control characters, which could steer a terminal."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(text)
+    )
+
+
+def decibel(value: float | None) -> str:
+    """'19.3 dB', or '-' where it is infinite or unknown."""
+    return "-" if value is None else f"{value:.1f} dB"
+
+
+def percent(value: float | None) -> str:
+    """'98.5 %', or '-'."""
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def megabytes(size: int) -> str:
+    """Size in MB or kB, decimal."""
+    return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A plain table; the first column is a name, the others are right-aligned."""
+    made = Table(title=printable(title), title_justify="left", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(printable(cell) for cell in row))
+    return made
+
+
+def print_report(report: Report, console: Console) -> None:
+    """What `ptq quantize` prints."""
+    ratio = report.float_bytes / max(report.quantized_bytes, 1)
+    rows: list[tuple[str, str, str]] = [
+        (
+            "size",
+            megabytes(report.float_bytes),
+            f"{megabytes(report.quantized_bytes)} ({ratio:.1f} x smaller)",
+        )
+    ]
+    if report.comparison is not None:
+        rows += _comparison_rows(report.comparison)
+    if report.latency is not None:
+        rows += _latency_rows(report.latency)
+    title = f"{report.model}: {report.precision} for {report.target}, {report.samples} samples"
+    console.print(table(title, ("", "float", "integer"), rows))
+    if report.comparison is not None:
+        console.print(f"measured on {report.comparison.samples} samples of {report.measured_on}")
+    console.print()
+    console.print(_operator_table(report.layers))
+    console.print()
+    console.print(certificate_line(report.layers, len(report.islands)))
+    print_islands(report.islands, console)
+    for lint in report.lints:
+        console.print(printable(f"samples: {lint.message} [{lint.code}]"))
+
+
+def _comparison_rows(comparison: Comparison) -> list[tuple[str, str, str]]:
+    rows = []
+    if comparison.first_top1 is not None:
+        rows.append(
+            ("top-1 accuracy", percent(comparison.first_top1), percent(comparison.second_top1))
+        )
+    for name, scores in comparison.outputs.items():
+        rows.append((f"output {name}", "", _scores_text(scores)))
+    return rows
+
+
+def _latency_rows(latency: Benchmark) -> list[tuple[str, str, str]]:
+    first, second = latency.timings[:2]
+    low, high = latency.speedup_ranges[1]
+    speed = f"{second.p50_ms:.3f} ms ({latency.speedups[1]:.2f} x, {low:.2f} to {high:.2f})"
+    batch = f"batch {latency.batch}, {latency.threads} threads"
+    return [
+        (f"latency, {batch}", f"{first.p50_ms:.3f} ms", speed),
+        ("  p90 / p99", _tails(first.p90_ms, first.p99_ms), _tails(second.p90_ms, second.p99_ms)),
+    ]
+
+
+def _tails(p90_ms: float, p99_ms: float) -> str:
+    return f"{p90_ms:.3f} / {p99_ms:.3f} ms"
+
+
+def _scores_text(scores: Scores) -> str:
+    if scores.max_error == 0:
+        return "equal"
+    cosine = "-" if scores.cosine is None else f"{scores.cosine:.5f}"
+    text = f"SQNR {decibel(scores.sqnr_db)}, cosine {cosine}"
+    agreement = scores.top1_agreement
+    return text if agreement is None else f"{text}, same top-1 {percent(agreement)}"
+
+
+def _operator_table(layers: Sequence[Layer]) -> Table:
+    kinds = Counter((layer.op, layer.weight_bits, layer.output_bits) for layer in layers)
+    rows = [(op, count, w or "", a or "") for (op, w, a), count in kinds.most_common()]
+    return table("integer steps", ("step", "count", "weight bits", "output bits"), rows)
+
+
+def certificate_line(layers: Sequence[Layer], islands: int) -> str:
+    """One sentence about the proofs."""
+    certified = [layer for layer in layers if layer.exact is not None]
+    exact = sum(bool(layer.exact) for layer in certified)
+    safe = sum(bool(layer.pair_safe) for layer in certified)
+    largest = max((layer.accumulator_bound or 0 for layer in certified), default=0)
+    return (
+        f"certificates: {exact} of {len(certified)} requantisations proved exact, largest "
+        f"accumulator {largest} (limit 2147483647), {safe} of {len(certified)} safe on CPUs "
+        f"without VNNI; {islands} float islands"
+    )
+
+
+def print_islands(islands: Sequence[IslandRow], console: Console) -> None:
+    """What stays float, and why."""
+    if islands:
+        rows = [(i.name, i.op_type, i.reason) for i in islands]
+        console.print(table("float islands", ("node", "op", "reason"), rows))
+
+
+def print_layers(layers: Sequence[Layer], console: Console) -> None:
+    """One row a step."""
+    columns = ("step", "op", "w bits", "in", "out", "accumulator", "exact", "note")
+    rows = [
+        (
+            layer.name,
+            layer.op,
+            layer.weight_bits or "",
+            layer.input_bits or "",
+            layer.output_bits or "",
+            "" if layer.accumulator_bound is None else layer.accumulator_bound,
+            "" if layer.exact is None else "yes" if layer.exact else "no",
+            layer.note,
+        )
+        for layer in layers
+    ]
+    console.print(table("steps", columns, rows))
+
+
+def print_verification(found: Verification, console: Console) -> None:
+    """Mismatches, and nearness to the float model tensor by tensor."""
+    worst = sorted(found.layers, key=_badness)
+    shown = worst[:_MOST_ROWS]
+    rows = [
+        (
+            layer.name,
+            layer.step,
+            layer.codes,
+            layer.mismatches,
+            decibel(layer.float_scores.sqnr_db if layer.float_scores else None),
+            layer.first,
+        )
+        for layer in shown
+    ]
+    title = f"tensors, worst first ({len(shown)} of {len(worst)}; all with --json)"
+    console.print(
+        table(title, ("tensor", "step", "codes", "mismatches", "SQNR", "first mismatch"), rows)
+    )
+    console.print()
+    for output in found.outputs:
+        scores = output.float_scores
+        text = "not compared with float" if scores is None else _scores_text(scores)
+        console.print(printable(f"output {output.name}: {output.mismatches} mismatches; {text}"))
+    console.print(
+        f"{found.mismatches} mismatches in {found.codes} codes of {found.tensors} tensors, "
+        f"{found.samples} samples"
+    )
+    if found.island_mismatches:
+        console.print(f"{found.island_mismatches} more after float islands, where none is promised")
+    if found.hidden:
+        console.print(printable(f"not visible in this target: {', '.join(found.hidden)}"))
+
+
+def _badness(layer: object) -> tuple[int, float]:
+    mismatches = getattr(layer, "mismatches", 0)
+    scores = getattr(layer, "float_scores", None)
+    sqnr_db = scores.sqnr_db if scores is not None else None
+    return -mismatches, float("inf") if sqnr_db is None else sqnr_db
+
+
+def print_comparison(found: Comparison, console: Console) -> None:
+    """Nearness of two models."""
+    rows = [(name, _scores_text(scores)) for name, scores in found.outputs.items()]
+    if found.first_top1 is not None:
+        rows.append(
+            ("top-1 accuracy", f"{percent(found.first_top1)} and {percent(found.second_top1)}")
+        )
+    title = f"{found.second} against {found.first}, {found.samples} samples"
+    console.print(table(title, ("output", "nearness"), rows))
+
+
+def print_benchmark(found: Benchmark, console: Console) -> None:
+    """Latency of every model and its speed-up over the first."""
+    rows = [
+        (
+            timing.name,
+            timing.iterations,
+            f"{timing.p50_ms:.3f}",
+            f"{timing.p90_ms:.3f}",
+            f"{timing.p99_ms:.3f}",
+            f"{speedup:.2f} ({low:.2f} to {high:.2f})",
+        )
+        for timing, speedup, (low, high) in zip(
+            found.timings, found.speedups, found.speedup_ranges, strict=True
+        )
+    ]
+    title = f"{found.runtime}, {found.threads} threads, batch {found.batch}, {found.rounds} rounds"
+    columns = ("model", "runs", "p50 ms", "p90 ms", "p99 ms", "speed-up (quartiles)")
+    console.print(table(title, columns, rows))

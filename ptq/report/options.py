@@ -1,0 +1,108 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ptq.report.commands import remember_debug
+
+if TYPE_CHECKING:
+    from ptq.recipe import Recipe
+
+METHODS = ("minmax", "percentile", "entropy", "mse")
+TARGETS = ("onnx", "onnx-qdq", "onnx-strict")
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+COMMON = (
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+    click.option("--quiet", is_flag=True, help="No progress and no warnings."),
+    click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        callback=remember_debug,
+        help="Print the traceback of an error.",
+    ),
+)
+CALIB = click.option(
+    "--calib",
+    metavar="DATA",
+    help="Samples: .npz, .npy, a folder of images or arrays, or file.py:function. "
+    "Without it samples are invented.",
+)
+EVAL = click.option(
+    "--eval",
+    "evaluation",
+    metavar="DATA",
+    type=click.Path(exists=True, path_type=Path),
+    help="Labelled samples to measure accuracy on (.npz with `labels`, or a folder of images).",
+)
+PREPROCESS = click.option(
+    "--preprocess",
+    metavar="SPEC",
+    help="What is done to 8-bit pixels: a preset such as imagenet, or mean=127,std=128.",
+)
+SEED = click.option(
+    "--seed", type=click.IntRange(min=0), help="Of everything random.  [default: 0]"
+)
+THREADS = click.option("--threads", type=click.IntRange(min=1), help="Default: all CPUs.")
+FLOAT = click.option("--float", "float_path", type=FILE, help="The float model, if it has moved.")
+RECIPE = (
+    click.option(
+        "--bits",
+        type=click.IntRange(2, 8),
+        help="Weight bits. N means wNa8 with the first and the last layer at 8 bits.",
+    ),
+    click.option("--precision", metavar="wNaM", help="Such as w4a8, w8a8, w4a4.  [default: w8a8]"),
+    click.option("--recipe", "recipe_path", type=FILE, help="A recipe in TOML or JSON."),
+    click.option(
+        "--include", multiple=True, metavar="P", help="Quantise only nodes or ops like P."
+    ),
+    click.option(
+        "--exclude", multiple=True, metavar="P", help="Leave nodes or ops like P in float."
+    ),
+    click.option("--strict", is_flag=True, help="Fail if anything would stay float."),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options of every command."""
+
+    as_json: bool
+    quiet: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices(Common):
+    """What a recipe is made of."""
+
+    bits: int | None
+    precision: str | None
+    recipe_path: Path | None
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    strict: bool
+
+    def recipe(self, **given: Any) -> Recipe:
+        """The file or the preset, changed by what else was given (None: not given)."""
+        from ptq.recipe import Recipe
+
+        chosen = {"--bits": self.bits, "--precision": self.precision, "--recipe": self.recipe_path}
+        names = [name for name, value in chosen.items() if value is not None]
+        if len(names) > 1:
+            raise click.UsageError(f"{' and '.join(names)} contradict each other; give one of them")
+        if self.recipe_path is not None:
+            base = Recipe.load(self.recipe_path)
+        elif self.precision is not None:
+            base = Recipe.preset(self.precision)
+        else:
+            base = Recipe() if self.bits is None else Recipe.from_bits(self.bits)
+        changes = {name: value for name, value in given.items() if value is not None}
+        for name in ("include", "exclude", "strict"):
+            if getattr(self, name):
+                changes[name] = getattr(self, name)
+        return base.replace(**changes)

@@ -1,0 +1,113 @@
+"""Verify a quantised model file with nothing but itself, its side files and some samples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ptq.calib_data import InputSpec, Preprocess, open_calibration
+from ptq.integer.program import Program
+from ptq.model import load
+from ptq.passes.prepare import prepare
+from ptq.report.artifact import Manifest, float_source, load_manifest, load_program
+from ptq.report.verification import Subject, Verification, verify
+from ptq.targets import TARGETS
+from ptq.targets.names import Io, value_names
+
+_LOG = logging.getLogger("ptq")
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """How to verify.
+
+    calib: samples as `ptq.calib_data.open_calibration` takes them; None invents some.
+    preprocess: None is the one that the model was quantised with.
+    float_path: the float model; None is the one that the manifest remembers.
+    compare_float: compare with the float model at all.
+    target: print the program for this target and verify that instead of the file.
+    batch: samples at a time.
+    """
+
+    calib: Any = None
+    samples: int = 100
+    preprocess: Preprocess | None = None
+    float_path: Path | None = None
+    compare_float: bool = True
+    target: str | None = None
+    batch: int = 4
+    threads: int | None = None
+    seed: int = 0
+
+
+def verify_file(
+    model: Path,
+    options: VerifyOptions | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Verification:
+    """Compare the model with the reference, code by code, and with the float model.
+
+    progress: called with samples done, and their number if it is known.
+
+    Raises:
+        InvalidModelError: the model or its side files are missing or damaged.
+        CalibrationError: the samples do not fit the model.
+    """
+    options = options or VerifyOptions()
+    manifest, program = load_manifest(model), load_program(model).program
+    io = manifest.recipe.io
+    target = TARGETS[options.target](program, io=io) if options.target else load(model)
+    calibration = open_calibration(
+        options.calib,
+        boundary_specs(program),
+        preprocess=options.preprocess or manifest.preprocess,
+        limit=options.samples,
+        seed=options.seed,
+    )
+    subject = Subject(
+        target, program, code_names(program, io), _float_model(model, manifest, options)
+    )
+    total = calibration.samples
+    return verify(
+        subject,
+        calibration.batches(options.batch),
+        threads=options.threads,
+        progress=None if progress is None else lambda done: progress(done, total),
+    )
+
+
+def code_names(program: Program, io: Io) -> dict[str, str]:
+    """Value name -> what its codes are called in an emitted graph."""
+    return {ref.name: name for ref, name in value_names(program, io).items() if ref.codes}
+
+
+def boundary_specs(program: Program) -> tuple[InputSpec, ...]:
+    """What the program is fed."""
+    return tuple(
+        InputSpec(
+            boundary.name,
+            np.dtype(boundary.dtype.numpy()),
+            tuple(d if isinstance(d, int) else None for d in boundary.shape or ()),
+        )
+        for boundary in program.inputs
+    )
+
+
+def _float_model(model: Path, manifest: Manifest, options: VerifyOptions) -> ir.Model | None:
+    if not options.compare_float:
+        return None
+    path = options.float_path or float_source(model, manifest)
+    if path is None:
+        _LOG.warning(
+            "%s: its float model is not where it was, or has changed: integers only are compared; "
+            "give --float for more",
+            model,
+        )
+        return None
+    return prepare(load(path))
