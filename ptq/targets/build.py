@@ -153,20 +153,21 @@ class Builder:
         self._nodes.append(node)
         return node.outputs
 
-    def quantize(self, name: str, source: ir.Value) -> ir.Value:
-        """codes = QuantizeLinear(source), narrowed to the codes that the grid allows."""
+    def quantize(self, name: str, source: ir.Value, scale: np.float32 | None = None) -> ir.Value:
+        """Codes of `source` on the grid of `name`, narrowed to those that the grid allows."""
         plan = self.plan(name)
-        codes = self.node("QuantizeLinear", [source, self.scale(plan), self.zero_point(plan)])
+        factor = self.scale(plan) if scale is None else self.real(scale)
+        codes = self.node("QuantizeLinear", [source, factor, self.zero_point(plan)])
         return self.clip(codes, plan.low, plan.high)
 
-    def dequantize(self, name: str) -> ir.Value:
-        """float32 values of the codes of `name`."""
-        return self.dequantize_codes(name, self.codes(name))
-
-    def dequantize_codes(self, name: str, codes: ir.Value) -> ir.Value:
-        """float32 values of codes on the grid of `name`."""
+    def dequantize(
+        self, name: str, codes: ir.Value | None = None, scale: np.float32 | None = None
+    ) -> ir.Value:
+        """float32 values of codes on the grid of `name`; its own codes and scale unless given."""
         plan = self.plan(name)
-        return self.node("DequantizeLinear", [codes, self.scale(plan), self.zero_point(plan)])
+        factor = self.scale(plan) if scale is None else self.real(scale)
+        operands = [codes or self.codes(name), factor, self.zero_point(plan)]
+        return self.node("DequantizeLinear", operands)
 
     def scale(self, plan: ActivationPlan) -> ir.Value:
         """The activation's scale, [] float32."""

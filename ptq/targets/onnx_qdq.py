@@ -1,11 +1,13 @@
 """Target `onnx-qdq`: float operators between DequantizeLinear and QuantizeLinear.
 
-The form that TensorRT, OpenVINO, QNN and onnxruntime's own fusions read. All scales are the plan's.
+The form that TensorRT, OpenVINO, QNN and onnxruntime's own fusions read.
 
-Exact in onnxruntime, code by code: Quantize, Dequantize, Convolve and Gemm (the weight scales are
-chosen so that the fused multiplier equals M / 2^S), Lookup and everything that only moves codes.
-May differ by one code: Add, Multiply, MatMul, Mean (their real ratio is not the short one) and
-Softmax (float exponentials); and, in a runtime that does not fuse, every rounding tie.
+In onnxruntime every fused operator is exact, code by code: the scales around it are the plan's, or
+neighbours of them for which the fused multiplier equals M / 2^S (`fused_scales`). So the scale of a
+DequantizeLinear may differ from the QuantizeLinear's before it, by one part in thousands.
+May differ by one code a step: Softmax (float exponentials), and what onnxruntime does not fuse and
+runs in float: Sub, and a Mean that is not over all spatial axes with keepdims. In a runtime that
+fuses otherwise, or not at all, every rounding tie may.
 
 - Weights of at most four bits are stored packed and decoded to int8 in front of their
   DequantizeLinear (`storage`); onnxruntime folds that and runs int8. A DequantizeLinear that reads
@@ -14,7 +16,6 @@ Softmax (float exponentials); and, in a runtime that does not fuse, every roundi
   tables that merely change the grid are written as DequantizeLinear, QuantizeLinear.
 - A saturation narrower than uint8 (a fused Relu6, 4-bit activations) is a Clip on codes, because
   a float Clip would keep onnxruntime from fusing.
-- onnxruntime does not fuse Sub, nor a Mean that is not over all spatial axes: these run as float.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ptq.integer.arithmetic import Requantizer, scales_for_ratio
 from ptq.integer.program import (
     Add,
     Apply,
@@ -38,9 +38,9 @@ from ptq.integer.program import (
     Quantize,
     Softmax,
 )
-from ptq.plan import ActivationPlan
 from ptq.targets import boundary, exact
 from ptq.targets.build import Builder, Emitter, print_program
+from ptq.targets.fused_scales import Operand, fused_scales
 from ptq.targets.names import Io
 from ptq.targets.rows import like_rows, rows_of
 from ptq.targets.storage import store_weight
@@ -65,37 +65,27 @@ def emit(program: Program, *, io: Io = "float") -> ir.Model:
     return print_program(program, STEPS, io)
 
 
-def fused_scale(
-    w_scale: npt.NDArray[np.float32],
-    x: ActivationPlan,
-    y: ActivationPlan,
-    requantizer: Requantizer,
-) -> npt.NDArray[np.float32]:
-    """Weight scales that make x * w / y == M / 2^S in float32; the plan's where there are none."""
-    ratio = np.broadcast_to(requantizer.ratio, w_scale.shape)
-    scales, found = scales_for_ratio(ratio, x.scale, y.scale)
-    return np.where(found, scales, w_scale).astype(np.float32)
-
-
-def _weights(
+def _weighted(
     b: Builder,
     step: Convolve | Gemm,
     weight: ir.Value,
-    bias: npt.NDArray[np.int32] | None,
+    bias: npt.NDArray[np.int32],
     axis: int,
-) -> list[ir.Value]:
-    """Dequantised weight and bias."""
+) -> tuple[list[ir.Value], np.float32]:
+    """Dequantised weight and bias, and the output's scale."""
     x, y = b.plan(step.input), b.plan(step.output)
-    scale = fused_scale(step.weight_scale, x, y, step.requantizer)
+    ratio = np.broadcast_to(step.requantizer.ratio, step.weight_scale.shape)
+    (scale,), y_scale = fused_scales([Operand(ratio, x.scale)], y.scale)
     scales = b.constant(scale, np.float32, f"{step.name}.weight_scale")
     zeros = b.constant(np.zeros(scale.shape), np.int8, "weight_zero_point")
-    operands = [b.node("DequantizeLinear", [weight, scales, zeros], {"axis": axis})]
-    if bias is not None:
-        codes = b.constant(bias, np.int32, f"{step.name}.bias")
-        unit = b.constant(scale * x.scale, np.float32, f"{step.name}.bias_scale")
-        none = b.constant(np.zeros(scale.shape), np.int32, "bias_zero_point")
-        operands.append(b.node("DequantizeLinear", [codes, unit, none], {"axis": 0}))
-    return operands
+    codes = b.constant(bias, np.int32, f"{step.name}.bias")
+    unit = b.constant(scale * x.scale, np.float32, f"{step.name}.bias_scale")
+    none = b.constant(np.zeros(scale.shape), np.int32, "bias_zero_point")
+    operands = [
+        b.node("DequantizeLinear", [weight, scales, zeros], {"axis": axis}),
+        b.node("DequantizeLinear", [codes, unit, none], {"axis": 0}),
+    ]
+    return operands, y_scale
 
 
 def _convolve(b: Builder, step: Convolve) -> None:
@@ -107,50 +97,61 @@ def _convolve(b: Builder, step: Convolve) -> None:
         "pads": step.pads,
         "group": step.groups,
     }
-    operands = [b.dequantize(step.input), *_weights(b, step, weight, step.bias, 0)]
-    _quantize(b, step.output, b.node("Conv", operands, attributes))
+    operands, y_scale = _weighted(b, step, weight, step.bias, 0)
+    result = b.node("Conv", [b.dequantize(step.input), *operands], attributes)
+    _quantize(b, step.output, result, y_scale)
 
 
 def _gemm(b: Builder, step: Gemm) -> None:
     rows, (k, n) = b.codes(step.input), step.weight.shape
     plain = rows.shape is not None and len(rows.shape) == 2
-    x = b.dequantize_codes(step.input, rows if plain else rows_of(b, rows, k))
+    x = b.dequantize(step.input, rows if plain else rows_of(b, rows, k))
     weight = store_weight(b, step.weight, step.stored, step.transposed)
     bias = np.zeros(n, np.int32) if step.bias is None else step.bias
-    product = b.node("Gemm", [x, *_weights(b, step, weight, bias, 1)])
-    codes = b.quantize(step.output, product)
+    operands, y_scale = _weighted(b, step, weight, bias, 1)
+    codes = b.quantize(step.output, b.node("Gemm", [x, *operands]), y_scale)
     b.bind_codes(step.output, codes if plain else like_rows(b, codes, rows, n))
 
 
 def _matmul(b: Builder, step: MatMul) -> None:
-    operands = [b.dequantize(step.a), b.dequantize(step.b)]
-    _quantize(b, step.output, b.node("MatMul", operands))
-
-
-def _add(b: Builder, step: Add) -> None:
-    op_type = "Add" if step.multipliers[1] >= 0 else "Sub"
-    operands = [b.dequantize(step.a), b.dequantize(step.b)]
-    _quantize(b, step.output, b.node(op_type, operands))
+    _product(b, step, "MatMul")
 
 
 def _multiply(b: Builder, step: Multiply) -> None:
-    operands = [b.dequantize(step.a), b.dequantize(step.b)]
-    _quantize(b, step.output, b.node("Mul", operands))
+    _product(b, step, "Mul")
+
+
+def _product(b: Builder, step: MatMul | Multiply, op_type: str) -> None:
+    first, y_scale = b.plan(step.a).scale, b.plan(step.output).scale
+    (scale,), y_scale = fused_scales([Operand(step.requantizer.ratio, first)], y_scale)
+    operands = [b.dequantize(step.a), b.dequantize(step.b, scale=np.float32(scale))]
+    _quantize(b, step.output, b.node(op_type, operands), y_scale)
+
+
+def _add(b: Builder, step: Add) -> None:
+    unit = np.exp2(-step.requantizer.shift.astype(np.float64))
+    shares = [Operand(np.asarray(abs(m) * unit, np.float32)) for m in step.multipliers]
+    scales, y_scale = fused_scales(shares, b.plan(step.output).scale)
+    operands = [
+        b.dequantize(name, scale=np.float32(scale))
+        for name, scale in zip((step.a, step.b), scales, strict=True)
+    ]
+    op_type = "Add" if step.multipliers[1] >= 0 else "Sub"
+    _quantize(b, step.output, b.node(op_type, operands), y_scale)
 
 
 def _mean(b: Builder, step: Mean) -> None:
-    x = b.dequantize(step.input)
-    if _is_sum(b, step):
-        _quantize(b, step.output, _reduce(b, "ReduceSum", x, step))
-    elif x.shape is not None and step.keepdims and step.axes == tuple(range(2, len(x.shape))):
-        _quantize(b, step.output, b.node("GlobalAveragePool", [x]))
-    else:
-        _quantize(b, step.output, _reduce(b, "ReduceMean", x, step))
-
-
-def _reduce(b: Builder, op_type: str, x: ir.Value, step: Mean) -> ir.Value:
-    operands = [x, exact.int64(b, step.axes, "axes")]
-    return b.node(op_type, operands, {"keepdims": int(step.keepdims)})
+    shape = b.codes(step.input).shape
+    if shape is not None and step.keepdims and step.axes == tuple(range(2, len(shape))):
+        share = Operand(step.requantizer.ratio, count=step.count)
+        (scale,), y_scale = fused_scales([share], b.plan(step.output).scale)
+        values = b.dequantize(step.input, scale=np.float32(scale))
+        _quantize(b, step.output, b.node("GlobalAveragePool", [values]), y_scale)
+        return
+    operands = [b.dequantize(step.input), exact.int64(b, step.axes, "axes")]
+    op_type = "ReduceSum" if _is_sum(b, step) else "ReduceMean"
+    value = b.node(op_type, operands, {"keepdims": int(step.keepdims)})
+    _quantize(b, step.output, value)
 
 
 def _is_sum(b: Builder, step: Mean) -> bool:
@@ -185,8 +186,8 @@ def _apply(b: Builder, step: Apply) -> None:
         _quantize(b, ref.name, value)
 
 
-def _quantize(b: Builder, name: str, value: ir.Value) -> None:
-    b.bind_codes(name, b.quantize(name, value))
+def _quantize(b: Builder, name: str, value: ir.Value, scale: np.float32 | None = None) -> None:
+    b.bind_codes(name, b.quantize(name, value, scale))
 
 
 STEPS: dict[type, Emitter] = {

@@ -139,22 +139,23 @@ def rounded(program_of, requantizer_of, plans, kind):
     """Program of one step whose real ratio is not a short one."""
     a, b, y = plans["a"], plans["b"], plans["y"]
     shape = {"a": ("N", 6, 8, 8), "b": ("N", 6, 8, 8)}
-    if kind == "add":
-        factors = tuple(round(float(p.scale / y.scale) * 2**12) for p in (a, b))
-        requantizer = Requantizer(np.array(1), np.array(12), y.zero_point)
-        return program_of(shape, (Add("add", "a", "b", "y", factors, requantizer),), plans)
-    product = float(a.scale) * float(b.scale) / float(y.scale)
+    factors = [round(float(p.scale / y.scale) * 2**12) for p in (a, b)]
+    common = Requantizer(np.array(1), np.array(12), y.zero_point)
+    product = requantizer_of(float(a.scale) * float(b.scale) / float(y.scale), y, spare_bits=1)
+    mean = requantizer_of(a.scale / y.scale / 64, y, bits=18)
+    channels = requantizer_of(a.scale / y.scale / 6, y, bits=20)
+    total = requantizer_of(a.scale / y.scale, y, bits=20)
     steps = {
-        "multiply": Multiply("mul", "a", "b", "y", requantizer_of(product, y, spare_bits=1)),
-        "matmul": MatMul("matmul", "a", "b", "y", requantizer_of(product, y)),
-        "mean": Mean(
-            "mean", "a", "y", (2, 3), True, 64, requantizer_of(a.scale / y.scale / 64, y, bits=18)
-        ),
-        "sum": Mean("sum", "a", "y", (1,), True, 6, requantizer_of(a.scale / y.scale, y, bits=20)),
+        "add": Add("add", "a", "b", "y", (factors[0], factors[1]), common),
+        "subtract": Add("sub", "a", "b", "y", (factors[0], -factors[1]), common),
+        "multiply": Multiply("mul", "a", "b", "y", product),
+        "matmul": MatMul("matmul", "a", "b", "y", product),
+        "mean": Mean("mean", "a", "y", (2, 3), True, 64, mean),
+        "channel_mean": Mean("mean", "a", "y", (1,), True, 6, channels),
+        "sum": Mean("sum", "a", "y", (1,), True, 6, total),
     }
-    if kind in ("mean", "sum"):
-        shape = {"a": shape["a"]}
-    return program_of(shape, (steps[kind],), plans)
+    used = shape if kind in ("add", "subtract", "multiply", "matmul") else {"a": shape["a"]}
+    return program_of(used, (steps[kind],), plans)
 
 
 FUSED = {
@@ -165,16 +166,28 @@ FUSED = {
 }
 
 
-@pytest.mark.parametrize("kind", [*FUSED, "sum"])
-def test_other_arithmetic_is_at_most_one_code_off(
-    kind, rng, program_of, grid_of, requantizer_of, run
-):
+@pytest.fixture
+def pair(rng, grid_of):
+    """Grids of two operands and a result, and codes for the operands."""
     plans = {"a": grid_of(0.037, 110), "b": grid_of(0.021, 90), "y": grid_of(0.061, 120)}
+    return plans, {n: rng.integers(0, 256, (2, 6, 8, 8)).astype(np.uint8) for n in "ab"}
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_fused_arithmetic_is_exact(kind, pair, program_of, requantizer_of, mismatches):
+    plans, feeds = pair
     program = rounded(program_of, requantizer_of, plans, kind)
-    feeds = {b.name: rng.integers(0, 256, (2, 6, 8, 8)).astype(np.uint8) for b in program.inputs}
+    feeds = {boundary.name: feeds[boundary.name] for boundary in program.inputs}
+    assert mismatches(program, "onnx-qdq", feeds) == 0
+    assert fused(program) == {FUSED[kind]}
+
+
+@pytest.mark.parametrize("kind", ["subtract", "sum", "channel_mean"])
+def test_unfused_arithmetic_is_at_most_one_code_off(kind, pair, program_of, requantizer_of, run):
+    plans, feeds = pair
+    program = rounded(program_of, requantizer_of, plans, kind)
+    feeds = {boundary.name: feeds[boundary.name] for boundary in program.inputs}
     assert largest_difference(program, feeds, run) <= 1
-    if kind in FUSED:
-        assert fused(program) == {FUSED[kind]}
 
 
 def test_softmax_is_at_most_one_code_off(rng, program_of, grid_of, run):
