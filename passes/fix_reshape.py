@@ -4,9 +4,10 @@ Exporters write a flatten as Reshape(x, Concat(Unsqueeze(Gather(Shape(x), 0)), [
 arithmetic is integer work on the side that no accelerator runs; the target above is [0, 64], where
 0 means "as in the input", and the batch stays dynamic.
 
-The target is evaluated symbolically: an entry is a number, the name of a dimension, or None. A name
-that the input has at the same place becomes 0; one other unknown entry becomes -1. Left alone: two
-or more unknown entries, a computed 0.
+The target is evaluated symbolically: an entry is a number, the name of a dimension, or None. A
+name that the input has at the same place becomes 0; one other unknown entry becomes -1. A constant
+target whose -1 can only be the input's dimension at that place gets a 0 there, and keeps its name.
+Left alone: two or more unknown entries, a computed 0.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ptq.passes.rewriting import (
+    Array,
     add_initializer,
     constant,
     input_at,
@@ -31,9 +33,10 @@ def fix_reshape(graph: ir.Graph) -> int:
     """Make constant every Reshape target that can be; returns how many."""
     fixed = 0
     for node in graph:
-        if not is_op(node, "Reshape") or constant(input_at(node, 1)) is not None:
+        if not is_op(node, "Reshape"):
             continue
-        entries = _target(node)
+        known = constant(input_at(node, 1))
+        entries = _target(node) if known is None else _with_zero(node, known)
         if entries is None:
             continue
         target = add_initializer(
@@ -63,6 +66,20 @@ def _target(node: ir.Node) -> list[int] | None:
     if target.count(-1) > 1 or any(entry < -1 for entry in target):
         return None
     return _without_minus_one(target, source)
+
+
+def _with_zero(node: ir.Node, known: Array) -> list[int] | None:
+    """The constant target with 0 for its -1, when everything else has one size; else None."""
+    target, source = [int(entry) for entry in known.reshape(-1)], dims(input_at(node, 0))
+    place = target.index(-1) if -1 in target else len(source)
+    if place >= len(source) or not isinstance(source[place], str) or 0 in target:
+        return None
+    rest = [size for position, size in enumerate(source) if position != place]
+    sizes = [size for size in rest if isinstance(size, int) and size > 0]
+    if len(sizes) != len(rest) or math.prod(sizes) != -math.prod(target):
+        return None
+    target[place] = 0
+    return target
 
 
 def _without_minus_one(target: list[int], source: Entries) -> list[int]:

@@ -24,7 +24,7 @@ from ptq.passes.mask_average_pool import mask_average_pool
 from ptq.passes.merge_pads import merge_pads
 from ptq.passes.remove_identity import remove_identity
 from ptq.passes.rewriting import Rewrite
-from ptq.passes.simplify import infer_shapes, simplify
+from ptq.passes.simplify import FIRST_IR_VERSION, infer_shapes, simplify
 from ptq.passes.simplify_child import TARGET_OPSET
 from ptq.passes.write_pads import write_pads
 from ptq.passes.write_resize_as_matmul import write_resize_as_matmul
@@ -68,7 +68,7 @@ def prepare(model: ir.Model, limits: Limits | None = None) -> ir.Model:
     _rewrite(prepared.graph)
     prepared.graph.sort()
     common.NameFixPass()(prepared)
-    prepared.ir_version = max(prepared.ir_version, 10)
+    prepared.ir_version = max(prepared.ir_version, FIRST_IR_VERSION)
     infer_shapes(prepared, limits)
     return prepared
 

@@ -26,6 +26,10 @@ class PreparationWarning(UserWarning):
     """An optional step of the preparation was left out."""
 
 
+FIRST_IR_VERSION = 10
+"""The first with INT4. Before version 4, every initializer had to be an input as well."""
+
+
 @dataclass(frozen=True)
 class Detached:
     """A graph without its large constants, and the constants by name."""
@@ -78,18 +82,18 @@ def infer_shapes(model: ir.Model, limits: Limits | None = None) -> None:
 def detach_weights(model: ir.Model) -> Detached:
     """Turn every constant above DETACH_ABOVE_BYTES into a graph input of a copy."""
     slim = model.clone()
+    slim.ir_version = max(slim.ir_version, FIRST_IR_VERSION)
     weights: dict[str, ir.TensorProtocol] = {}
     for name, value in list(slim.graph.initializers.items()):
         tensor = value.const_value
         if tensor is None:
             continue
         value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
-        if tensor.nbytes > DETACH_ABOVE_BYTES:
+        if tensor.nbytes > DETACH_ABOVE_BYTES and not value.is_graph_output():
             weights[name] = tensor
             del slim.graph.initializers[name]
             value.const_value = None
-            if not value.is_graph_output():
-                slim.graph.inputs.append(value)
+            slim.graph.inputs.append(value)
         elif isinstance(tensor, ir.ExternalTensor):
             value.const_value = ir.Tensor(np.array(tensor.numpy()), tensor.dtype, name=name)
     return Detached(ir.to_proto(slim), weights)
@@ -156,8 +160,8 @@ def _copy_shapes(proto: onnx.ModelProto, graph: ir.Graph) -> None:
 
 
 def _is_better(old: ir.Shape | None, new: ir.Shape) -> bool:
-    """True when `old` already knows at least as many dimensions as `new`."""
+    """True when `old` knows more dimensions than `new`."""
     if old is None:
         return False
     known = [sum(isinstance(d, int) for d in shape) for shape in (old, new)]
-    return len(old) == len(new) and known[0] >= known[1]
+    return len(old) == len(new) and known[0] > known[1]

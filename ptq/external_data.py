@@ -116,7 +116,7 @@ def _check_location(location: str, name: str) -> None:
     windows = PureWindowsPath(location)
     reasons = {
         "is empty": not location.strip(),
-        "is an absolute path": os.path.isabs(location)
+        "is an absolute path": location.startswith("/")
         or bool(windows.drive or windows.root)
         or "://" in location,
         "climbs out with '..'": ".." in windows.parts,
@@ -133,7 +133,7 @@ def _check_location(location: str, name: str) -> None:
 
 def _blobs_of(folder: Path) -> Path | None:
     """The blobs directory when `folder` is a snapshot in a Hugging Face cache."""
-    absolute = Path(os.path.abspath(folder))
+    absolute = Path(os.path.normpath(Path.cwd() / folder))  # resolve() would follow the links
     for parent in absolute.parents:
         if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
             blobs = parent.parent / "blobs"

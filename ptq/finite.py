@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -137,7 +138,7 @@ def _chunks(tensor: ir.TensorProtocol) -> Iterator[memoryview]:
             yield data[start : start + _CHUNK_BYTES]
         return
     buffer = memoryview(bytearray(min(_CHUNK_BYTES, tensor.nbytes)))
-    with open(tensor.path, "rb", buffering=0) as file:
+    with Path(tensor.path).open("rb", buffering=0) as file:
         file.seek(tensor.offset or 0)
         for start in range(0, tensor.nbytes, _CHUNK_BYTES):
             chunk = buffer[: tensor.nbytes - start]

@@ -89,10 +89,21 @@ def _from_proto(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
         raise InvalidModelError(
             f"model: breaks ONNX's rules ({_root_cause(error)}). Export it again."
         ) from error
-    if base is not None:
-        for graph in (model.graph, *(function.graph for function in model.functions.values())):
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        if base is not None:
             ir.external_data.set_base_dir(graph, str(base))
+        _sort(graph)
     return model
+
+
+def _sort(graph: ir.Graph) -> None:
+    try:
+        graph.sort()
+    except ValueError as error:
+        raise InvalidModelError(
+            f"graph {graph.name or ''}: its nodes form a cycle, so none of them can be first. "
+            f"Export the model again."
+        ) from error
 
 
 def _root_cause(error: BaseException) -> str:

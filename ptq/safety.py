@@ -65,6 +65,7 @@ def check(
     limits = limits or SafetyLimits()
     _check_header(model)
     _check_functions(model, limits)
+    _check_readers(model.graph, limits)
     files = ExternalFiles(folder)
     count = 0
     for place in _places(model, limits):
@@ -210,6 +211,11 @@ def _check_graph(
         check_tensor(tensor, where, files, limits.elements)
     for info in (*graph.input, *graph.output, *graph.value_info):
         check_type(info.type, f"{where}: {info.name}", limits.elements, limits.depth)
+    _check_makers(graph, where)
+
+
+def _check_makers(graph: onnx.GraphProto, where: str) -> None:
+    """Every value of a graph is made once."""
     defined = Counter(name for node in graph.node for name in node.output if name)
     defined.update(info.name for info in graph.input)
     if defined and (twice := defined.most_common(1)[0])[1] > 1:
@@ -217,6 +223,29 @@ def _check_graph(
             f"{twice[0]}: made {twice[1]} times in {where}; every value must have one maker. "
             f"Export the model again."
         )
+
+
+def _check_readers(main: onnx.GraphProto, limits: SafetyLimits) -> None:
+    """Every value that a node reads is made in its graph or in one around it."""
+    pending = [(_Place(main.node, main, "graph", 0), [_made_in(main)])]
+    while pending:
+        place, visible = pending.pop()
+        for node in place.nodes:
+            for name in node.input:
+                if name and not any(name in names for names in visible):
+                    raise InvalidModelError(
+                        f"{name}: read by {node.name or node.op_type} in {place.where}, but "
+                        f"nothing makes it. Export the model again."
+                    )
+            for inner in _subgraphs(node, place, limits):
+                if inner.graph is not None:
+                    pending.append((inner, [*visible, _made_in(inner.graph)]))
+
+
+def _made_in(graph: onnx.GraphProto) -> set[str]:
+    names = {name for node in graph.node for name in node.output}
+    names |= {tensor.name for tensor in graph.initializer}
+    return names | {info.name for info in graph.input}
 
 
 def _check_node_tensors(

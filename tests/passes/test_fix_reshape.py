@@ -48,6 +48,23 @@ def test_a_dimension_at_another_place_becomes_minus_one() -> None:
     assert tuple(after.graph[0].inputs[1].const_value.numpy()) == (12, -1)
 
 
+def test_minus_one_that_is_the_batch_becomes_zero() -> None:
+    model = graph(
+        "(float[N, 3, 4] x) => (float[M, 12] y) { y = Reshape(x, t) }",
+        {"t": np.array([-1, 12], np.int64)},
+    )
+    after = rewritten(model, fix_reshape)
+    assert tuple(after.graph[0].inputs[1].const_value.numpy()) == (0, 12)
+
+
+def test_leaves_alone_minus_one_that_is_not_the_batch() -> None:
+    model = graph(
+        "(float[N, 3, 4] x) => (float[M, 4] y) { y = Reshape(x, t) }",
+        {"t": np.array([-1, 4], np.int64)},
+    )
+    declined(model, fix_reshape)
+
+
 def test_leaves_alone_two_unknown_entries() -> None:
     model = graph(
         "(float[N, M, 4] x) => (float[A, B, 4] y)"

@@ -122,6 +122,19 @@ def test_opset_goes_up_only(opset: int) -> None:
     assert largest_difference(model, prepared, feeds_for(model)).relative <= TOLERANCE
 
 
+def test_batch_keeps_its_name_through_pad_and_resize() -> None:
+    model = graph(
+        "(float[N, 2, 3, 3] x) => (float[A, B, C, D] y)"
+        '{ p = Pad(x, pads) r = Resize<mode: string = "nearest">(p, , scales) y = Relu(r) }',
+        {
+            "pads": np.array([0, 1, 0, 0, 0, 1, 0, 0], np.int64),
+            "scales": np.array([1, 1, 2, 2], np.float32),
+        },
+    )
+    shapes = [[str(size) for size in node.outputs[0].shape] for node in prepare(model).graph]
+    assert shapes[:2] == [["N", "4", "3", "3"], ["N", "4", "6", "6"]]
+
+
 def test_constant_nodes_become_initializers() -> None:
     model = graph(
         "(float[N, 4] x) => (float[N, 4] y)"
@@ -130,6 +143,79 @@ def test_constant_nodes_become_initializers() -> None:
     prepared = prepare(model)
     assert "Constant" not in ops(prepared)
     assert largest_difference(model, prepared, feeds_for(model)).relative <= TOLERANCE
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize(
+    ("op", "opset", "scale"),
+    [("Upsample", 9, 2.0), ("Upsample", 9, 1.5), ("Resize", 10, 1.5), ("Resize", 10, 0.5)],
+)
+def test_old_resizes_keep_their_coordinates(mode: str, op: str, opset: int, scale: float) -> None:
+    # onnx's converter would leave the default of the new Resize: half_pixel.
+    size = int(6 * scale)
+    model = graph(
+        f"(float[N, 3, 6, 6] x) => (float[N, 3, {size}, {size}] y)"
+        f'{{ h = {op}<mode: string = "{mode}">(x, s) y = Relu(h) }}',
+        {"s": np.array([1, 1, scale, scale], np.float32)},
+        opset=opset,
+    )
+    assert largest_difference(model, prepare(model), feeds_for(model)).relative <= TOLERANCE
+
+
+def test_a_zero_pad_before_max_pool_stays_a_zero_pad() -> None:
+    # MaxPool pads with -inf: merged, a negative border would win over the zeros.
+    model = graph(
+        "(float[N, 2, 4, 4] x) => (float[N, 2, 4, 4] y)"
+        "{ e = Exp(x) n = Neg(e) p = Pad(n, pads) y = MaxPool<kernel_shape: ints = [3, 3]>(p) }",
+        {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64)},
+    )
+    assert largest_difference(model, prepare(model), feeds_for(model)).relative <= TOLERANCE
+
+
+def test_declared_shapes_of_custom_operators_are_kept() -> None:
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Foo", ["x"], ["h"], domain="my"),
+        helper.make_node("Relu", ["h"], ["y"]),
+    ]
+    proto = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "g",
+            [value("x", TensorProto.FLOAT, ["N", 4])],
+            [value("y", TensorProto.FLOAT, None)],
+            value_info=[value("h", TensorProto.FLOAT, ["N", 7])],
+        ),
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("my", 1)],
+        ir_version=8,
+    )
+    prepared = prepare(load(proto))
+    assert ops(prepared) == {"Foo": 1, "Relu": 1}
+    assert [str(size) for size in prepared.graph.outputs[0].shape] == ["N", "7"]
+
+
+def test_initializers_that_are_inputs_become_constants() -> None:
+    model = graph(
+        "(float[N, 4] x) => (float[N, 4] y) { y = MatMul(x, w) }", {"w": draw(4, 4)}, opset=8
+    )
+    proto = ir.to_proto(model)
+    proto.ir_version = 3
+    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 4]))
+    assert [value.name for value in prepare(load(proto)).graph.inputs] == ["x"]
+
+
+def test_subgraphs_keep_their_meaning() -> None:
+    model = graph(
+        "(float[N, 64] x, bool c) => (float[N, 64] y) { h = Relu(x) y = If(c) <"
+        "  then_branch = t () => (float[N, 64] a) { a = MatMul(h, w) },"
+        "  else_branch = e () => (float[N, 64] b) {"
+        "    k = Constant<value: tensor = float {2.0}>() b = Mul(h, k) }> }",
+        {"w": draw(64, 64)},
+    )
+    prepared = prepare(model)
+    for choice in (True, False):
+        feeds = {"x": draw(2, 64), "c": np.array(choice)}
+        assert largest_difference(model, prepared, feeds).relative <= TOLERANCE
 
 
 def test_functions_are_inlined() -> None:
@@ -174,7 +260,7 @@ def test_an_operator_used_wrongly_is_refused() -> None:
             [node],
             "g",
             [value("x", TensorProto.FLOAT, ["N", 4, 4, 4])],
-            [value("y", TensorProto.FLOAT, None)],
+            [value("y", TensorProto.FLOAT, ["N", 4, 2, 2])],
         ),
         opset_imports=[helper.make_opsetid("", 21)],
         ir_version=10,
@@ -183,12 +269,12 @@ def test_an_operator_used_wrongly_is_refused() -> None:
         prepare(load(proto))
 
 
-def test_a_simplifier_without_time_is_left_out_with_a_warning() -> None:
-    model = chain()
-    nothing = Limits(seconds=0.01)
-    with pytest.raises(UnsupportedModelError, match="took longer"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        prepare(model, nothing)
+def test_no_time_at_all_is_refused() -> None:
+    with (
+        pytest.warns(PreparationWarning, match="took longer"),
+        pytest.raises(UnsupportedModelError, match="took longer"),
+    ):
+        prepare(chain(), Limits(seconds=0.01))
 
 
 def crash(payload: bytes) -> bytes:
