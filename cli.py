@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from ptq.calib_data import Preprocess
     from ptq.recipe import Recipe
+    from ptq.report.summary import Report
 
 T = TypeVar("T")
 
@@ -113,18 +114,19 @@ def _what_bits_mean(recipe: Recipe) -> str:
     )
 
 
-def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Any:
+def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
     """Quantise, measure, write; returns the report."""
-    from ptq.calib_data import input_specs
+    from ptq.evaluate import Samples, check_evaluation
     from ptq.pipeline import quantize as run
     from ptq.report import artifact
-    from ptq.report.measure import Samples, measure
+    from ptq.report.measure import measure
     from ptq.report.progress import progress
     from ptq.report.summary import make_report
 
     preprocess = _preprocess(options.preprocess)
-    data = Samples(options.calib, options.evaluation, preprocess, seed=recipe.seed)
     with progress(quiet=options.quiet) as show:
+        if options.evaluation is not None:
+            check_evaluation(options.model, options.evaluation, preprocess)
         result = run(
             options.model,
             options.calib,
@@ -134,11 +136,10 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Any:
         )
         report = make_report(result, options.model)
         if options.measure:
-            specs = input_specs(result.float_model)
-            report = measure(report, (options.model, result.model), specs, data, show)
+            data = Samples(options.calib, options.evaluation, result.preprocess, seed=recipe.seed)
+            report = measure(report, result, data, options.model, show)
         show("write", 0, None)
-        origin = artifact.Origin(options.model, preprocess)
-        artifact.save(result, out, force=options.force, report=report, origin=origin)
+        artifact.save(result, out, force=options.force, report=report, source=options.model)
     return report
 
 

@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ptq.calib_data import InputSpec, input_specs, open_calibration
+from ptq.calib_data import InputSpec, Preprocess, input_specs, open_calibration
 from ptq.errors import UsageError
 from ptq.model import load
 from ptq.report.artifact import float_source, is_quantized, load_manifest, load_program
 from ptq.report.benchmark import Benchmark, BenchOptions, bench
 from ptq.report.comparison import Comparison, compare
-from ptq.report.measure import Samples
+from ptq.report.measure import Samples, evaluation_batches
 from ptq.report.session import open_session
 from ptq.verify import boundary_specs
 
-__all__ = ["Samples", "bench_files", "compare_files", "float_inputs"]
+__all__ = ["Samples", "bench_files", "check_evaluation", "compare_files", "float_inputs"]
 
 
 def float_inputs(path: Path) -> tuple[InputSpec, ...]:
@@ -27,6 +27,15 @@ def float_inputs(path: Path) -> tuple[InputSpec, ...]:
     """
     model = load(path)  # checked before anything else, whoever wrote it
     return boundary_specs(load_program(path).program) if is_quantized(path) else input_specs(model)
+
+
+def check_evaluation(model: Path, data: Path, preprocess: Preprocess | None) -> None:
+    """Read the first labelled samples, so that a mistake is found before an hour of calibration.
+
+    Raises:
+        CalibrationError: they do not fit the model.
+    """
+    next(evaluation_batches(data, float_inputs(model), preprocess or Preprocess()))
 
 
 def compare_files(

@@ -67,7 +67,9 @@ def staged(folder: Path, *, force: bool = False) -> Iterator[Path]:
         yield stage
         names = sorted((p.name for p in stage.iterdir()), key=lambda n: (n.endswith(".onnx"), n))
         _require_free(folder, names, force)
+        mode = _usual_mode(stage)
         for name in names:
+            (stage / name).chmod(mode)
             _flush(stage / name)
         _move(stage, folder, names)
         _flush(folder)
@@ -101,6 +103,15 @@ def _move(stage: Path, folder: Path, names: list[str]) -> None:
             if (aside / name).exists():
                 (aside / name).replace(folder / name)
         raise
+
+
+def _usual_mode(folder: Path) -> int:
+    """Permissions of a file that is simply opened for writing, whatever library wrote ours."""
+    probe = folder / "mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    return mode
 
 
 def _flush(path: Path) -> None:

@@ -88,14 +88,6 @@ class SidePaths:
         return self.model.with_name(f"{self.model.name}.data")
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a result came from: the float model's file and the samples' preprocess, if any."""
-
-    source: Path | None = None
-    preprocess: Preprocess | None = None
-
-
 def check(path: Path, *, force: bool = False, sources: Iterable[Path] = ()) -> None:
     """Fail now if the model or one of its side files could not be written later.
 
@@ -113,16 +105,15 @@ def save(
     *,
     force: bool = False,
     report: Report | None = None,
-    origin: Origin | None = None,
+    source: Path | None = None,
 ) -> None:
     """Write the model and its side files, all or none.
 
-    report: with measurements, else one is made without.
+    report: with measurements, else one is made without. source: the float model's file.
 
     Raises:
         OutputError: not writable, disk full, or a file exists and `force` is not set.
     """
-    origin = origin or Origin()
     out = Path(path)
     with staged(out.parent, force=force) as stage:
         staged_paths = SidePaths(stage / out.name)
@@ -130,14 +121,14 @@ def save(
         serial.save(result.program, result.plan, staged_paths.program)
         written = sorted(stage.iterdir())
         manifest = Manifest(
-            source=_source_record(origin.source, out.parent),
+            source=_source_record(source, out.parent),
             files=tuple(FileRecord(p.name, sha256(p), p.stat().st_size) for p in written),
             recipe=result.recipe,
             seed=result.recipe.seed,
-            preprocess=origin.preprocess,
+            preprocess=result.preprocess,
             versions=versions(),
             certificates=result.program.certificates,
-            report=report or make_report(result, origin.source),
+            report=report or make_report(result, source),
         )
         text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
         staged_paths.manifest.write_bytes(text)

@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
-from ptq.calib_data import InputSpec, Preprocess, labelled, open_calibration
+from ptq.calib_data import InputSpec, Preprocess, input_specs, labelled, open_calibration
 from ptq.errors import CalibrationError
 from ptq.report.benchmark import BenchOptions, bench
 from ptq.report.comparison import Labelled, compare
-from ptq.report.session import Source, open_session
-from ptq.report.summary import Report
+from ptq.report.session import open_session
+from ptq.report.summary import Quantized, Report
 
 _BATCH = 16
 
@@ -76,20 +74,22 @@ def evaluation_batches(
 
 def measure(
     report: Report,
-    models: tuple[Source, ir.Model],
-    inputs: Sequence[InputSpec],
+    result: Quantized,
     data: Samples,
+    source: Path | None,
     progress: Callable[[str, int, int | None], None],
 ) -> Report:
     """The report with outputs, accuracy and latency filled in.
 
-    models: the float one and the integer one. progress: stage, done, total.
+    source: the float model's file; None runs the prepared one. progress: stage, done, total.
 
     Raises:
-        UnsupportedModelError: onnxruntime does not load one of them.
+        UnsupportedModelError: onnxruntime does not load one of the models.
+        CalibrationError: the data does not fit them.
     """
-    first = open_session(models[0], name="float")
-    second = open_session(models[1], name="integer")
+    inputs = input_specs(result.float_model)
+    first = open_session(source or result.float_model, name="float")
+    second = open_session(result.model, name="integer")
     batches = data.batches(inputs)
     head = next(batches)
     found = compare(

@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 import onnx_ir as ir
 
-from ptq.calib_data import Lint
+from ptq.calib_data import Lint, Preprocess
 from ptq.integer.outline import Outline
 from ptq.integer.program import Apply, Certificate, Dequantize, Program, Quantize, Ref, Step
 from ptq.plan import Plan
@@ -53,6 +53,10 @@ class Quantized(Protocol):
     @property
     def samples(self) -> int:
         """Calibration samples that were read."""
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """What was done to 8-bit pixels."""
 
     @property
     def lints(self) -> tuple[Lint, ...]:
