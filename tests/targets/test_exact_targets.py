@@ -311,3 +311,29 @@ def test_residual_network_is_converted_to_channels_last(rng, program_of, grid_of
     runs = runtime_graph(ir.to_proto(TARGETS["onnx"](program)).SerializeToString())
     assert runs.operators["com.microsoft.QLinearConv"] == 2
     assert runs.operators["Transpose"] == 2
+
+
+@pytest.mark.parametrize("axis", [1, -3, -1])
+def test_lookups_between_convolutions_leave_no_transposes(
+    axis, rng, program_of, grid_of, requantizer_of, mismatches
+):
+    """conv -> table -> conv -> table a channel -> mean ..., as with Swish and PRelu."""
+    program = residual_network(rng, program_of, grid_of, requantizer_of)
+    steps, codes = [], dict(program.codes)
+    for step in program.steps:
+        if isinstance(step, Convolve):
+            made = f"{step.output}_linear"
+            codes[made] = codes[step.output]
+            many = step.output == "d"
+            rows = ((2, 16, 6, 6)[axis], 256) if many else 256
+            table = rng.integers(0, 256, rows).astype(np.uint8)
+            along = axis if many else None
+            steps.append(replace(step, output=made))
+            steps.append(Lookup(f"{step.name}/table", made, step.output, table, along))
+        else:
+            steps.append(step)
+    program = replace(program, steps=tuple(steps), codes=codes)
+    feeds = {"x": rng.integers(0, 256, (4, 8, 6, 6)).astype(np.uint8)}
+    assert mismatches(program, "onnx", feeds) == 0
+    runs = runtime_graph(ir.to_proto(TARGETS["onnx"](program)).SerializeToString())
+    assert runs.operators["Transpose"] == 2
