@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ptq.calib_data import InputSpec, Preprocess, input_specs, open_calibration
+from ptq.calib_data import Batch, Calibration, InputSpec, Preprocess, input_specs, open_calibration
+from ptq.calib_data.synthetic import synthetic_source
 from ptq.errors import UsageError
 from ptq.model import load
 from ptq.report.artifact import float_source, is_quantized, load_manifest, load_program
@@ -82,16 +83,20 @@ def bench_files(
     specs = float_inputs(paths[0])
     for path in paths[1:]:
         float_inputs(path)
-    data = open_calibration(
-        samples.calib,
-        specs,
-        preprocess=_with_preprocess(samples, paths).preprocess,
-        limit=batch_size,
-        seed=samples.seed,
-    )
-    batch = next(data.batches(batch_size))
+    batch = _one_batch(_with_preprocess(samples, paths), specs, batch_size)
     sessions = {n: open_session(p, name=n, threads=options.threads) for n, p in _named(paths)}
     return bench(sessions, batch, options, progress)
+
+
+def _one_batch(samples: Samples, specs: tuple[InputSpec, ...], size: int) -> Batch:
+    """The first `size` samples; invented ones do as well for timing."""
+    if samples.calib is None:
+        data = Calibration(synthetic_source(specs, size, samples.seed), specs)
+    else:
+        data = open_calibration(
+            samples.calib, specs, preprocess=samples.preprocess, limit=size, seed=samples.seed
+        )
+    return next(data.batches(size))
 
 
 def _float_of(path: Path) -> Path:

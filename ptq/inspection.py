@@ -16,7 +16,7 @@ from ptq.model import load
 from ptq.passes.prepare import prepare
 from ptq.recipe import Recipe
 from ptq.report.artifact import is_quantized, load_manifest, load_program
-from ptq.report.console import certificate_line, print_islands, print_layers, printable, table
+from ptq.report.console import certificate_line, print_islands, print_layers, print_table, printable
 from ptq.report.summary import (
     CertificateSummary,
     IslandRow,
@@ -158,27 +158,25 @@ def print_inspection(found: Inspection, console: Console) -> None:
     """The whole of it as tables."""
     rows = [(role, *_described(t)) for role, tensors in _boundary(found) for t in tensors]
     title = f"{found.model}: {found.kind}, opset {found.opset}, {found.bytes} bytes"
-    console.print(table(title, ("", "name", "type", "shape"), rows))
+    print_table(console, title, ("", "name", "type", "shape"), rows)
     stored = ", ".join(f"{name} {size} bytes" for name, size in found.weight_bytes.items())
     console.print(printable(f"{found.parameters} constants: {stored}"))
-    console.print(table("operators", ("op", "count"), list(found.operators.items())))
-    console.print()
+    print_table(console, "operators", ("op", "count"), list(found.operators.items()))
     if found.kind == "float":
         kinds = Counter((layer.op, layer.weight_bits) for layer in found.layers)
         steps = [(op, count, bits or "") for (op, bits), count in kinds.most_common()]
         title = f"would become integer at {found.precision}"
-        console.print(table(title, ("step", "count", "weight bits"), steps))
+        print_table(console, title, ("step", "count", "weight bits"), steps)
         console.print(f"{len(found.islands)} nodes would stay float")
     else:
         print_layers(found.layers, console)
         console.print(certificate_line(found.layers, len(found.islands)))
     print_islands(found.islands, console)
-    console.print()
     if found.runtime is None:
         console.print(printable(found.runtime_error))
         return
     runs = list(found.runtime.operators.items())
-    console.print(table("what onnxruntime runs", ("op", "count"), runs))
+    print_table(console, "what onnxruntime runs", ("op", "count"), runs)
     if found.kind == "quantized":
         floats = found.runtime.float_ops
         console.print(printable(f"float ops inside: {', '.join(floats) or 'none'}"))

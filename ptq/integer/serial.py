@@ -61,12 +61,12 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 def save(program: Program, plan: Plan, path: str | Path) -> None:
     """Write `path`; the same program and plan always give the same bytes."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as encoded
 
     writer = _Writer()
     record = {"version": VERSION, "value": writer.encode(Saved(program, plan))}
     header = msgspec.json.encode(record).decode()
-    save_file(writer.arrays, str(path), metadata={_HEADER: header})
+    Path(path).write_bytes(encoded(writer.arrays, metadata={_HEADER: header}))
 
 
 def load(path: str | Path) -> Saved:

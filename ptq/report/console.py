@@ -56,14 +56,21 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A plain table; the first column is a name, the others are right-aligned."""
-    made = Table(title=printable(title), title_justify="left", box=None, pad_edge=False)
+def print_table(
+    console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
+) -> None:
+    """A title and a plain table; columns of numbers are right-aligned."""
+    made = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        made.add_column(column, justify="right" if index else "left", overflow="fold")
+        numbers = bool(rows) and all(
+            isinstance(row[index], int) or row[index] == "" for row in rows
+        )
+        made.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         made.add_row(*(printable(cell) for cell in row))
-    return made
+    console.print(printable(title), style="bold")
+    console.print(made)
+    console.print()
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -81,12 +88,11 @@ def print_report(report: Report, console: Console) -> None:
     if report.latency is not None:
         rows += _latency_rows(report.latency)
     title = f"{report.model}: {report.precision} for {report.target}, {report.samples} samples"
-    console.print(table(title, ("", "float", "integer"), rows))
+    print_table(console, title, ("", "float", "integer"), rows)
     if report.comparison is not None:
         console.print(f"measured on {report.comparison.samples} samples of {report.measured_on}")
-    console.print()
-    console.print(_operator_table(report.layers))
-    console.print()
+        console.print()
+    _print_operators(report.layers, console)
     console.print(certificate_line(report.layers, len(report.islands)))
     print_islands(report.islands, console)
     for lint in report.lints:
@@ -128,10 +134,11 @@ def _scores_text(scores: Scores) -> str:
     return text if agreement is None else f"{text}, same top-1 {percent(agreement)}"
 
 
-def _operator_table(layers: Sequence[Layer]) -> Table:
+def _print_operators(layers: Sequence[Layer], console: Console) -> None:
     kinds = Counter((layer.op, layer.weight_bits, layer.output_bits) for layer in layers)
     rows = [(op, count, w or "", a or "") for (op, w, a), count in kinds.most_common()]
-    return table("integer steps", ("step", "count", "weight bits", "output bits"), rows)
+    columns = ("step", "count", "weight bits", "output bits")
+    print_table(console, "integer steps", columns, rows)
 
 
 def certificate_line(layers: Sequence[Layer], islands: int) -> str:
@@ -151,7 +158,7 @@ def print_islands(islands: Sequence[IslandRow], console: Console) -> None:
     """What stays float, and why."""
     if islands:
         rows = [(i.name, i.op_type, i.reason) for i in islands]
-        console.print(table("float islands", ("node", "op", "reason"), rows))
+        print_table(console, "float islands", ("node", "op", "reason"), rows)
 
 
 def print_layers(layers: Sequence[Layer], console: Console) -> None:
@@ -170,7 +177,7 @@ def print_layers(layers: Sequence[Layer], console: Console) -> None:
         )
         for layer in layers
     ]
-    console.print(table("steps", columns, rows))
+    print_table(console, "steps", columns, rows)
 
 
 def print_verification(found: Verification, console: Console) -> None:
@@ -189,10 +196,8 @@ def print_verification(found: Verification, console: Console) -> None:
         for layer in shown
     ]
     title = f"tensors, worst first ({len(shown)} of {len(worst)}; all with --json)"
-    console.print(
-        table(title, ("tensor", "step", "codes", "mismatches", "SQNR", "first mismatch"), rows)
-    )
-    console.print()
+    columns = ("tensor", "step", "codes", "mismatches", "SQNR", "first mismatch")
+    print_table(console, title, columns, rows)
     for output in found.outputs:
         scores = output.float_scores
         text = "not compared with float" if scores is None else _scores_text(scores)
@@ -222,7 +227,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
             ("top-1 accuracy", f"{percent(found.first_top1)} and {percent(found.second_top1)}")
         )
     title = f"{found.second} against {found.first}, {found.samples} samples"
-    console.print(table(title, ("output", "nearness"), rows))
+    print_table(console, title, ("output", "nearness"), rows)
 
 
 def print_benchmark(found: Benchmark, console: Console) -> None:
@@ -242,4 +247,4 @@ def print_benchmark(found: Benchmark, console: Console) -> None:
     ]
     title = f"{found.runtime}, {found.threads} threads, batch {found.batch}, {found.rounds} rounds"
     columns = ("model", "runs", "p50 ms", "p90 ms", "p99 ms", "speed-up (quartiles)")
-    console.print(table(title, columns, rows))
+    print_table(console, title, columns, rows)
