@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ptq.integer.arithmetic import scales_for_ratio
 
 ONE = np.float32(1)
-NEIGHBOURS = 64  # float32 steps each way, 4 parts in a million
+NEIGHBOURS = 64  # tried each way, in growing steps: at most 5 parts in 10,000 away
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,12 @@ def _scales(
 
 
 def _neighbours(scale: np.float32) -> Iterator[np.float32]:
-    """`scale` and the floats around it, outwards."""
+    """`scale` and floats around it, outwards: 1, 4, 9, ... float32 steps away.
+
+    In equal steps the remainders of a product may take very long to come round.
+    """
     yield scale
-    up = down = scale
-    for _ in range(NEIGHBOURS):
-        up, down = np.nextafter(up, np.float32(np.inf)), np.nextafter(down, np.float32(0))
-        yield up
-        yield down
+    step = np.spacing(scale)
+    for i in range(1, NEIGHBOURS + 1):
+        yield np.float32(scale + np.float32(i * i) * step)
+        yield np.float32(scale - np.float32(i * i) * step)
