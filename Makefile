@@ -23,6 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: $(READY)
+	@mkdir -p out
 	$(BIN)/ptq quantize $(DIGITS)_cnn.onnx -o out/digits_w4a8.onnx --bits 4 \
 		--calib $(DIGITS)_calib.npz --eval $(DIGITS)_eval.npz --force
 
