@@ -1,0 +1,12 @@
+"""The mathematics of rounding weights: arrays in, codes and scales out; no graph, no state.
+
+Conventions, everywhere: w is [rows, K] with one row an output channel, Gram matrices are
+[groups, K, K] (see `layer_error`), scale and zero_point are [rows], codes are [rows, K] uint8.
+"""
+
+from ptq.passes.rounding.coordinate import coordinate_descent
+from ptq.passes.rounding.error_feedback import Feedback, gptq
+from ptq.passes.rounding.layer_error import damped, row_errors
+from ptq.passes.rounding.range_search import search_scales
+
+__all__ = ["Feedback", "coordinate_descent", "damped", "gptq", "row_errors", "search_scales"]
