@@ -21,6 +21,8 @@ Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 USAGE, MISSING, INTERNAL, INTERRUPTED = 2, 4, 70, 130
 _DEBUG = "ptq.debug"
+_NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "1")
+"""onnxruntime >= 1.32 reports to its makers unless told not to before it is imported."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -29,6 +31,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        os.environ.setdefault(*_NO_TELEMETRY)
         with _terminable():
             try:
                 result = super().invoke(ctx)
