@@ -54,8 +54,8 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_choices_are_those_of_the_recipe() -> None:
-    assert options.METHODS == get_args(recipe.Method)
-    assert options.TARGETS == get_args(recipe.Target)
+    assert get_args(recipe.Method) == options.METHODS
+    assert get_args(recipe.Target) == options.TARGETS
 
 
 def test_quantize_prints_json_and_writes_three_files(model: Path) -> None:

@@ -190,7 +190,8 @@ def _record(kind: str, content: Any) -> dict[str, Any]:
 
 def _is_native(dtype: np.dtype[Any]) -> bool:
     """True if safetensors has the type; int4, float8 and the like are stored as bytes."""
-    return dtype.isbuiltin == 1 and dtype.kind in "biuf" and dtype.itemsize <= 8
+    ours = dtype.type.__module__ == "numpy" and dtype.isnative
+    return ours and dtype.kind in "biuf" and dtype.itemsize <= 8
 
 
 def _text(item: Any) -> str:
@@ -198,5 +199,8 @@ def _text(item: Any) -> str:
 
 
 def _attribute(data: npt.NDArray[np.uint8]) -> ir.Attr:
-    proto = onnx.AttributeProto.FromString(data.tobytes())
+    try:
+        proto = onnx.AttributeProto.FromString(data.tobytes())
+    except Exception as error:  # protobuf's DecodeError; its class depends on the backend
+        raise ValueError(f"an attribute that does not parse: {error}") from error
     return ir.serde.deserialize_attribute(proto)
