@@ -18,8 +18,8 @@ def small_cnn(*, weight: np.ndarray | None = None, last: str = "Identity") -> on
     w = rng.normal(size=(6, 3, 3, 3)).astype(np.float32) if weight is None else weight
     constants = {
         "w": w,
-        "b": (0.1 * rng.normal(size=6)).astype(np.float32),
-        "head": rng.normal(size=(CLASSES, 6)).astype(np.float32),
+        "b": (0.1 * rng.normal(size=len(w))).astype(np.float32),
+        "head": rng.normal(size=(CLASSES, len(w))).astype(np.float32),
     }
     nodes = [
         helper.make_node("Conv", ["x", "w", "b"], ["c"], name="conv", pads=[1, 1, 1, 1]),
