@@ -5,6 +5,24 @@ program on codes held in floating point. Importing this package imports torch.
 """
 
 from ptq.execute.differentiable.float_graph import FloatGraph, unsupported
+from ptq.execute.differentiable.program_graph import ProgramGraph, ProgramValues
+from ptq.execute.differentiable.rounding import (
+    Quantiser,
+    drop_quantization,
+    interpolate,
+    round_through,
+)
 from ptq.execute.differentiable.tensors import to_array, to_tensor
 
-__all__ = ["FloatGraph", "to_array", "to_tensor", "unsupported"]
+__all__ = [
+    "FloatGraph",
+    "ProgramGraph",
+    "ProgramValues",
+    "Quantiser",
+    "drop_quantization",
+    "interpolate",
+    "round_through",
+    "to_array",
+    "to_tensor",
+    "unsupported",
+]
