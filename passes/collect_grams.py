@@ -142,17 +142,16 @@ def conv_windows(unit: Unit, x: Array) -> Array:
     return windows[(slice(None), slice(None), *stride, *dilate)]
 
 
-def mean_column(unit: Unit, x: Array) -> npt.NDArray[np.float64]:
-    """The sum over all positions of the vectors the weight meets, and their number.
+def mean_column(unit: Unit, total: Array, samples: int) -> npt.NDArray[np.float64]:
+    """The sum over samples and positions of the vectors the weight meets, and their number.
 
-    -> [groups * K + 1] float64: the sums, then the count.
+    total: the layer's input summed over the samples, [c, *spatial] or [..., k].
+    Returns [groups * K + 1] float64: the sums, then the count.
     """
     if unit.kind != "conv":
-        rows = x.reshape(-1, x.shape[-1])
-        return np.append(rows.sum(axis=0, dtype=np.float64), len(rows))
-    windows = conv_windows(unit, x)
+        rows = total.reshape(-1, total.shape[-1])
+        return np.append(rows.sum(axis=0, dtype=np.float64), len(rows) * samples)
+    windows = conv_windows(unit, total[None])
     n = (windows.ndim - 2) // 2
-    axes = (0, *range(2, 2 + n))
-    total = windows.sum(axis=axes, dtype=np.float64)
-    count = len(x) * int(np.prod(windows.shape[2 : 2 + n]))
-    return np.append(total.reshape(-1), count)
+    sums = windows.sum(axis=(0, *range(2, 2 + n)), dtype=np.float64)
+    return np.append(sums.reshape(-1), samples * int(np.prod(windows.shape[2 : 2 + n])))

@@ -9,8 +9,9 @@ Source: "Data-Free Quantization", arXiv 1906.04721, section 4.2, with measured m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ from ptq.plan import Plan
 
 Deploy = Callable[[Plan], ir.Model]
 """Builds the integer model of a plan."""
+Totals = dict[tuple[int, ...], tuple[Any, int]]
+"""Sums over samples of one tensor, and how many, by the shape of a sample."""
 CodeName = Callable[[str], str]
 """What that model calls the codes of a tensor."""
 
@@ -36,21 +39,34 @@ class CorrectBias:
     def __call__(self, context: Context, plan: Plan, deploy: Deploy, code_name: CodeName) -> Plan:
         """A plan whose biases cancel the mean error of the rounded weights."""
         units = [unit for unit in context.outline.weighted if unit.name in plan.weights]
-        sums = {unit.name: np.zeros(1) for unit in units}
-        taps = list(dict.fromkeys(unit.inputs[0] for unit in units))
-        runner = FloatRunner(deploy(plan), [code_name(name) for name in taps])
-        for done, batch in enumerate(context.batches(context.batch_size(taps)), 1):
-            tapped = runner.run(batch)
-            for unit in units:
-                grid = plan.activations[context.outline.site(unit.inputs[0])]
-                codes = tapped[code_name(unit.inputs[0])]
-                column = mean_column(unit, codes.astype(np.float32) - np.float32(grid.zero_point))
-                sums[unit.name] = sums[unit.name] + np.append(column[:-1] * grid.scale, column[-1])
-            context.report(Progress("correct biases", done, None))
-        runner.close()
-        return plan.with_biases(
-            {unit.name: unit_bias(unit) + own_shift(unit, plan, sums[unit.name]) for unit in units}
-        )
+        totals = _sum_inputs(context, plan, units, deploy, code_name)
+        changes = {}
+        for unit in units:
+            parts = [mean_column(unit, *part) for part in totals[unit.inputs[0]].values()]
+            changes[unit.name] = unit_bias(unit) + own_shift(unit, plan, np.sum(parts, axis=0))
+        return plan.with_biases(changes)
+
+
+def _sum_inputs(
+    context: Context, plan: Plan, units: Sequence[Unit], deploy: Deploy, code_name: CodeName
+) -> dict[str, Totals]:
+    """Every unit's input in the quantised network, summed over the samples."""
+    taps = list(dict.fromkeys(unit.inputs[0] for unit in units))
+    totals: dict[str, Totals] = {name: {} for name in taps}
+    runner = FloatRunner(deploy(plan), [code_name(name) for name in taps])
+    for done, batch in enumerate(context.batches(context.batch_size(taps)), 1):
+        tapped = runner.run(batch)
+        for name in taps:
+            codes, grid = tapped[code_name(name)], plan.activations[context.outline.site(name)]
+            centred = codes.sum(axis=0, dtype=np.int64) - len(codes) * grid.zero_point
+            before, count = totals[name].get(codes.shape[1:], (0.0, 0))
+            totals[name][codes.shape[1:]] = (
+                before + centred * float(grid.scale),
+                count + len(codes),
+            )
+        context.report(Progress("correct biases", done, None))
+    runner.close()
+    return totals
 
 
 def own_shift(unit: Unit, plan: Plan, total: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -26,12 +26,11 @@ from ptq.integer.outline import Outline, outline
 from ptq.integer.program import Program
 from ptq.model import load
 from ptq.passes.choose_activation_grids import ChooseActivationGrids
-from ptq.passes.choose_weight_grids import ChooseWeightGrids
 from ptq.passes.collect_ranges import collect
 from ptq.passes.context import Batch, Context, Progress
 from ptq.passes.correct_bias import CorrectBias
 from ptq.passes.prepare import prepare
-from ptq.passes.round_weights import RoundWeights
+from ptq.passes.quantize_weights import QuantizeWeights
 from ptq.plan import Plan
 from ptq.recipe import Recipe
 from ptq.targets import TARGETS
@@ -159,8 +158,7 @@ def correct_biases(context: Context, plan: Plan) -> Plan:
 
 STAGES: tuple[Stage, ...] = (
     choose_activations,
-    ChooseWeightGrids(),
-    RoundWeights(),
+    QuantizeWeights(),
     correct_biases,
 )
 

@@ -1,0 +1,119 @@
+"""Quantise every weight: a scale the integer contract allows, then second-order rounding.
+
+One pass over the samples serves both: the second moments of a layer's inputs weigh the search
+for clip and zero point, and say which way each weight had better round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ptq.grid import Codes, Floats, Grid, Integers
+from ptq.integer.arithmetic import exact_shift, nudge_scales
+from ptq.integer.units import Unit
+from ptq.integer.weights import unit_axis, unit_weight
+from ptq.passes.collect_grams import Moments, batches_of_units, collect_moments, weight_rows
+from ptq.passes.context import Context, Progress
+from ptq.passes.rounding import coordinate_descent, gptq, row_errors, search_scales
+from ptq.plan import Plan, WeightPlan
+
+Array = npt.NDArray[Any]
+Snap = Callable[[npt.NDArray[np.floating]], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class QuantizeWeights:
+    """Scales, zero points and codes by the recipe's rounding ('nearest' or 'gptq').
+
+    Every candidate scale is nudged first so that its requantisation multiplier is short and exact:
+    rounding is searched on the scales that will run.
+    gram_bytes: layers are taken together while their Gram matrices fit in this.
+    """
+
+    gram_bytes: int = 1 << 30
+
+    def __call__(self, context: Context, plan: Plan) -> Plan:
+        """A plan with grid, scales, zero points and codes for every weight."""
+        second_order = context.recipe.rounding == "gptq"
+        units = context.outline.weighted
+        for part in batches_of_units(units, self.gram_bytes):
+            moments = collect_moments(context, part) if second_order else {}
+            for done, unit in enumerate(part, 1):
+                weight = quantize_weight(context, plan, unit, moments.pop(unit.name, None))
+                plan = plan.with_weights({unit.name: weight})
+                context.report(Progress("round weights", done, len(part), unit.name))
+        return plan
+
+
+def quantize_weight(
+    context: Context, plan: Plan, unit: Unit, moments: Moments | None
+) -> WeightPlan:
+    """One layer's weight; without moments by plain weight error and nearest levels."""
+    bits = context.weight_bits(unit)
+    grid = Grid(bits, symmetric=context.recipe.symmetric or bits == 8)
+    rows = weight_rows(unit).astype(np.float64)
+    snap = snapping(context, plan, unit)
+    if moments is None:
+        scale, zero_point = search_scales(rows, grid, snap=snap)
+        codes = grid.quantize(rows, scale, zero_point)
+    else:
+        gram = moments.gram / max(moments.count, 1)
+        searches = [search_scales(rows, grid, weighing, snap=snap) for weighing in (gram, None)]
+        codes, scale, zero_point = best_rounding(rows, gram, grid, searches)
+    return WeightPlan(
+        grid,
+        unit_axis(unit),
+        scale.astype(np.float32),
+        zero_point.astype(np.int64),
+        in_layout(unit, codes),
+    )
+
+
+def best_rounding(
+    rows: Floats, gram: Floats, grid: Grid, searches: Sequence[tuple[Floats, Integers]]
+) -> tuple[Codes, Floats, Integers]:
+    """Round on several choices of scale, and keep each row's best by its output error.
+
+    rows: [channels, K]; gram: [groups, K, K]; searches: (scale, zero_point), [channels] each.
+    All choices share one factorisation of the Gram matrix.
+    """
+    groups, trials = len(gram), len(searches)
+
+    def spread(parts: Sequence[Array]) -> Array:
+        """[channels, ...] of every trial, joined within each group."""
+        grouped = [part.reshape(groups, -1, *part.shape[1:]) for part in parts]
+        joined = np.concatenate(grouped, axis=1)
+        return joined.reshape(-1, *joined.shape[2:])
+
+    def split(joined: Array) -> Array:
+        """The inverse of `spread`: [trials, channels, ...]."""
+        parts = joined.reshape(groups, trials, -1, *joined.shape[1:])
+        return np.moveaxis(parts, 1, 0).reshape(trials, len(rows), *joined.shape[1:])
+
+    w = spread([rows] * trials)
+    scale, zero_point = (spread(column) for column in zip(*searches, strict=True))
+    codes = gptq(w, gram, grid, scale, zero_point)
+    codes = coordinate_descent(w, codes, gram, grid, scale, zero_point)
+    error = row_errors(w, grid.dequantize(codes, scale, zero_point), gram)
+    winner = split(error).argmin(axis=0)
+    each = np.arange(len(rows))
+    return split(codes)[winner, each], split(scale)[winner, each], split(zero_point)[winner, each]
+
+
+def snapping(context: Context, plan: Plan, unit: Unit) -> Snap:
+    """The function that nudges this unit's scales to short, exact multipliers."""
+    x = plan.activations[context.outline.site(unit.inputs[0])]
+    y = plan.activations[unit.output]
+    limit = exact_shift(y.zero_point, y.low, y.high)
+    return lambda scale: nudge_scales(scale, x.scale, y.scale, limit)
+
+
+def in_layout(unit: Unit, rows: Codes) -> Codes:
+    """Codes [channels, K] put back into the float weight's layout."""
+    shape = np.moveaxis(unit_weight(unit), unit_axis(unit), 0).shape
+    return np.moveaxis(rows.reshape(shape), 0, unit_axis(unit))
