@@ -89,13 +89,14 @@ def exact_shift(zero_point: int, low: int = 0, high: int = 255) -> int:
 def short_multiplier(
     ratio: npt.NDArray[np.floating], limit: int, bits: int = FLOAT_BITS
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """M and S with M / 2^S nearest to `ratio` > 0, S <= limit, M at least 1 and below 2^bits."""
+    """M and S with M / 2^S nearest to `ratio` > 0, 0 <= S <= limit, 1 <= M < 2^bits."""
     ratio = np.asarray(ratio, np.float64)
     _, exponent = np.frexp(np.maximum(ratio, 2.0**-200))
     shift = np.clip(bits - exponent, 0, limit).astype(np.int64)
-    multiplier = np.rint(ratio * np.exp2(shift)).astype(np.int64)
-    shift = np.where(multiplier >= 1 << bits, shift - 1, shift)
-    multiplier = np.maximum(np.rint(ratio * np.exp2(shift)), 1).astype(np.int64)
+    multiplier = np.rint(ratio * np.exp2(shift))
+    shift = np.where((multiplier >= 1 << bits) & (shift > 0), shift - 1, shift)
+    largest = (1 << bits) - 1  # beyond it everything but zero saturates anyway
+    multiplier = np.clip(np.rint(ratio * np.exp2(shift)), 1, largest).astype(np.int64)
     while (even := (multiplier % 2 == 0) & (shift > 0)).any():
         multiplier = np.where(even, multiplier // 2, multiplier)
         shift = np.where(even, shift - 1, shift)
@@ -117,22 +118,20 @@ def scales_for_ratio(
     Tries the nearest float and its neighbours. Returns [n] float32 scales and [n] bool: found.
     """
     ratio = np.asarray(ratio, np.float32)
-    first = (ratio.astype(np.float64) * float(y_scale) / float(x_scale)).astype(np.float32)
-    best, found = first.copy(), onnx_ratio(x_scale, first, y_scale) == ratio
+    best = (ratio.astype(np.float64) * float(y_scale) / float(x_scale)).astype(np.float32)
+    found = onnx_ratio(x_scale, best, y_scale) == ratio
     for direction in (np.float32(0), np.float32(np.inf)):
-        candidate = first
+        missing = np.flatnonzero(~found)
+        candidate = best[missing]
         for _ in range(3):
             candidate = np.nextafter(candidate, direction)
-            hit = ~found & (onnx_ratio(x_scale, candidate, y_scale) == ratio)
-            best, found = np.where(hit, candidate, best), found | hit
-    return best.astype(np.float32), found
+            hit = onnx_ratio(x_scale, candidate, y_scale) == ratio[missing]
+            best[missing[hit]], found[missing[hit]] = candidate[hit], True
+    return best, found
 
 
 def nudge_scales(
-    w_scale: npt.NDArray[np.floating],
-    x_scale: np.float32,
-    y_scale: np.float32,
-    limit: int,
+    w_scale: npt.NDArray[np.floating], x_scale: np.float32, y_scale: np.float32, limit: int
 ) -> npt.NDArray[np.float32]:
     """The nearest weight scales for which x_scale * w_scale / y_scale is short and exact.
 
@@ -143,16 +142,16 @@ def nudge_scales(
     """
     wanted = np.asarray(w_scale, np.float64) * float(x_scale) / float(y_scale)
     multiplier, shift = short_multiplier(wanted, limit)
-    unit = np.exp2(-np.minimum(shift, limit).astype(np.float64))
-    scales, found = scales_for_ratio((multiplier * unit).astype(np.float32), x_scale, y_scale)
-    fine = np.exp2(-np.full(shift.shape, limit, np.float64))
-    whole = np.rint(wanted / fine)
+    ratio = (multiplier * np.exp2(-shift.astype(np.float64))).astype(np.float32)
+    scales, found = scales_for_ratio(ratio, x_scale, y_scale)
+    whole = np.rint(wanted * 2.0**limit)
     for offset in (sign * step for step in range(1, FARTHEST_NEIGHBOUR + 1) for sign in (1, -1)):
-        if found.all():
+        missing = np.flatnonzero(~found)
+        if not len(missing):
             break
-        ratio = np.maximum(whole + offset, 1) * fine
-        exact = ratio.astype(np.float32) == ratio
-        others, hit = scales_for_ratio(ratio.astype(np.float32), x_scale, y_scale)
-        take = ~found & hit & exact
-        scales, found = np.where(take, others, scales), found | take
-    return scales.astype(np.float32)
+        near = np.maximum(whole[missing] + offset, 1) * 2.0**-limit
+        ratio = near.astype(np.float32)
+        others, hit = scales_for_ratio(ratio, x_scale, y_scale)
+        hit &= ratio == near
+        scales[missing[hit]], found[missing[hit]] = others[hit], True
+    return scales

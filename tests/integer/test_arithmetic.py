@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,6 +81,13 @@ def test_channels_find_an_exact_scale_close_to_the_wanted_one(seed: int) -> None
     error = np.abs(scales / wanted - 1) * exact  # in units of the finest multiplier
     assert np.median(error) <= 0.51
     assert error.max() <= 16.5
+
+
+@pytest.mark.parametrize("ratio", [1e-30, 1e9, 1e30])
+def test_ratios_out_of_reach_saturate_instead_of_breaking(ratio: float) -> None:
+    multiplier, shift = short_multiplier(np.array(ratio), 16)
+    assert 1 <= multiplier < 2**24
+    assert 0 <= shift <= 16
 
 
 def test_reach_shrinks_with_narrow_codes() -> None:
