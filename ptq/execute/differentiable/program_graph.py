@@ -175,7 +175,7 @@ def _reach(step: Any) -> float:
     if kind == "MatMul":
         return float("inf")  # its inner size may be dynamic
     if kind == "Mean":
-        return 255.0 * step.count
+        return float(255 * step.count)
     if kind not in ("Convolve", "Gemm"):
         return 0.0
     axes = tuple(range(1, step.weight.ndim)) if kind == "Convolve" else (0,)

@@ -39,34 +39,39 @@ class AxisResize:
 
 
 def source_coordinates(a: AxisResize) -> Floats:
-    """x(y) for every output position: [output] float64."""
+    """x(y) for every output position: [output] float64.
+
+    The order of operations is that of onnx's reference: ties of nearest depend on the last bit.
+    """
     y, length = np.arange(a.output, dtype=np.float64), a.scale * a.size
-    centred = (y + 0.5) / a.scale - 0.5
     if a.coordinates == "align_corners":
         return y * 0 if length == 1 else y * (a.size - 1) / (length - 1)
     if a.coordinates == "asymmetric":
         return y / a.scale
-    if a.coordinates == "pytorch_half_pixel":
-        return y * 0 - 0.5 if length == 1 else centred
+    if a.coordinates == "pytorch_half_pixel" and length == 1:
+        return y * 0 - 0.5
     if a.coordinates == "half_pixel_symmetric":
-        return a.size / 2 * (1 - a.output / length) + centred
+        return a.size / 2 * (1 - a.output / length) + (y + 0.5) / a.scale - 0.5
     if a.coordinates == "tf_crop_and_resize" and a.roi is not None:
-        start, span = a.roi[0] * (a.size - 1), (a.roi[1] - a.roi[0]) * (a.size - 1)
-        return start + (y * 0 + span / 2 if length == 1 else y * span / (length - 1))
-    return centred
+        start, end = a.roi
+        if length == 1:
+            return y * 0 + (end - start) * (a.size - 1) / 2 + start * (a.size - 1)
+        return y * (end - start) * (a.size - 1) / (length - 1) + start * (a.size - 1)
+    return (y + 0.5) / a.scale - 0.5
 
 
 @functools.lru_cache(maxsize=256)
 def resize_matrix(a: AxisResize) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """Weights [output, size] float64, and which outputs lie outside the region: [output] bool."""
     x = source_coordinates(a)
-    left = np.ceil(x) - 1  # the tap before x; an integer x has ratio 1
-    ratio = x - left
+    ratio = x - (np.ceil(x) - 1)  # distance from the tap before x; 1 where x is a tap
     squeeze = min(a.scale, 1.0) if a.antialias else 1.0
     reach = {"nearest": 1, "linear": 1, "cubic": 2}[a.mode]
     half = -int(np.floor(-reach / squeeze))
     taps = np.arange(1 - half, half + 1)
     weights = FILTERS[a.mode](squeeze * (taps - ratio[:, None]), ratio[:, None], a)
+    # onnx's reference finds the taps after adding the border: an x one bit off an integer is one.
+    left = np.ceil(x + half) - half - 1
     place = left[:, None].astype(np.int64) + taps
     if a.exclude_outside:
         weights = np.where((place < 0) | (place >= a.size), 0.0, weights)
