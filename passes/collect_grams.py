@@ -52,14 +52,15 @@ def collect_moments(
     runner = FloatRunner(context.model, taps)
     moments = {unit.name: empty_moments(unit) for unit in units}
     generator = context.generator()
-    for done, batch in enumerate(context.batches(context.batch_size(taps)), 1):
+    size = context.batch_size(taps)
+    for done, batch in enumerate(context.batches(size), 1):
         tapped = runner.run(batch)
         for unit in units:
             x = tapped[unit.inputs[0]]
             wanted = ROWS_A_COLUMN * moments[unit.name].gram.shape[-1] // context.recipe.samples
             sample = columns(unit, x, max(positions, wanted), generator)
             moments[unit.name].add(sample)
-        context.report(Progress("collect second moments", done, None))
+        context.report(Progress("collect second moments", done, context.batches_of(size)))
     runner.close()
     return moments
 

@@ -37,6 +37,7 @@ class Context:
 
     batches: batches(n) starts a new pass over the samples, n at a time.
     report: called with every Progress; raising from it cancels the run.
+    samples: how many there are, if that is known.
     """
 
     model: ir.Model
@@ -44,6 +45,7 @@ class Context:
     recipe: Recipe
     batches: Callable[[int], Iterator[Batch]]
     report: Callable[[Progress], None] = lambda progress: None
+    samples: int | None = None
 
     def weight_bits(self, unit: Unit) -> int:
         """Width of a unit's weights: the recipe's, or `edge_bits` at the first and last."""
@@ -61,6 +63,10 @@ class Context:
             math.prod(d for d in list(shape)[1:] if isinstance(d, int)) for shape in shapes if shape
         ]
         return max(1, min(LARGEST_BATCH, TAPPED_BYTES // max(4 * sum(sizes), 1)))
+
+    def batches_of(self, size: int) -> int | None:
+        """How many batches of `size` one pass has, if known: the total of a progress bar."""
+        return None if self.samples is None else -(-self.samples // size)
 
     def generator(self) -> np.random.Generator:
         """A random generator that depends on the recipe's seed only."""

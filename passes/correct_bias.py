@@ -54,7 +54,8 @@ def _sum_inputs(
     taps = list(dict.fromkeys(unit.inputs[0] for unit in units))
     totals: dict[str, Totals] = {name: {} for name in taps}
     runner = FloatRunner(deploy(plan), [code_name(name) for name in taps])
-    for done, batch in enumerate(context.batches(context.batch_size(taps)), 1):
+    size = context.batch_size(taps)
+    for done, batch in enumerate(context.batches(size), 1):
         tapped = runner.run(batch)
         for name in taps:
             codes, grid = tapped[code_name(name)], plan.activations[context.outline.site(name)]
@@ -64,7 +65,7 @@ def _sum_inputs(
                 before + centred * float(grid.scale),
                 count + len(codes),
             )
-        context.report(Progress("correct biases", done, None))
+        context.report(Progress("correct biases", done, context.batches_of(size)))
     runner.close()
     return totals
 

@@ -8,6 +8,7 @@ A name is imported when it is first used: `import ptq` alone loads no onnxruntim
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from ptq.recipe import Recipe
 
 __version__ = "0.1.0"
+
+# onnxruntime's wheels report to their maker unless told not to; ptq promises no telemetry.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["Grid", "Plan", "Recipe", "Result", "__version__", "load", "quantize"]
 

@@ -33,6 +33,8 @@ from ptq.passes.prepare import prepare
 from ptq.passes.quantize_weights import QuantizeWeights
 from ptq.plan import Plan
 from ptq.recipe import Recipe
+from ptq.report import artifact
+from ptq.report.summary import Report, make_report
 from ptq.targets import TARGETS
 
 _LOG = logging.getLogger("ptq")
@@ -45,6 +47,8 @@ class Result:
     """A quantised model and everything that was decided on the way.
 
     model: what the target made of the program. float_model: the prepared float model.
+    samples: calibration samples that were read. preprocess: what was applied to them.
+    source: the float model's file, if it came from one.
     """
 
     model: ir.Model
@@ -56,6 +60,20 @@ class Result:
     samples: int
     preprocess: Preprocess | None = None
     lints: tuple[Lint, ...] = ()
+    source: Path | None = None
+
+    @property
+    def report(self) -> Report:
+        """Sizes, precision, certificates and islands, layer by layer."""
+        return make_report(self, self.source)
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the model, its manifest and its integer program; all of them or none.
+
+        Raises:
+            OutputError: `path` exists (without `force`), or cannot be written.
+        """
+        artifact.save(self, path, force=force, source=self.source)
 
 
 def quantize(
@@ -90,13 +108,22 @@ def quantize(
     )
     counted = _Counted(samples)
     lints = tuple(lint(samples, specs))
-    context = Context(float_model, sketch, recipe, counted.batches, report)
+    context = Context(float_model, sketch, recipe, counted.batches, report, samples.samples)
     plan = make_plan(context)
     report(Progress("lower", 0, None))
     program = lower(float_model, sketch, plan)
     target = TARGETS[recipe.target](program, io=recipe.io)
     return Result(
-        target, float_model, sketch, program, plan, recipe, counted.samples, preprocess, lints
+        target,
+        float_model,
+        sketch,
+        program,
+        plan,
+        recipe,
+        counted.samples,
+        preprocess,
+        lints,
+        source=Path(model) if isinstance(model, str | Path) else None,
     )
 
 
@@ -137,7 +164,7 @@ def choose_activations(context: Context, plan: Plan) -> Plan:
     size = context.batch_size(names)
 
     def report(done: int) -> None:
-        context.report(Progress("collect ranges", done, None))
+        context.report(Progress("collect ranges", done, context.batches_of(size)))
 
     histograms = collect(runner, _Batches(context, size), names, report)
     runner.close()

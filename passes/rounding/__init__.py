@@ -6,7 +6,23 @@ Conventions, everywhere: w is [rows, K] with one row an output channel, Gram mat
 
 from ptq.passes.rounding.coordinate import coordinate_descent
 from ptq.passes.rounding.error_feedback import Feedback, gptq
+from ptq.passes.rounding.flip import squant
 from ptq.passes.rounding.layer_error import damped, row_errors
+from ptq.passes.rounding.output_correction import affine, bias_shift, target_weight
 from ptq.passes.rounding.range_search import search_scales
+from ptq.passes.rounding.refit import refine, refit_scale
 
-__all__ = ["Feedback", "coordinate_descent", "damped", "gptq", "row_errors", "search_scales"]
+__all__ = [
+    "Feedback",
+    "affine",
+    "bias_shift",
+    "coordinate_descent",
+    "damped",
+    "gptq",
+    "refine",
+    "refit_scale",
+    "row_errors",
+    "search_scales",
+    "squant",
+    "target_weight",
+]

@@ -1,12 +1,12 @@
 """Second-order rounding, column after column (GPTQ, Frantar et al., arXiv 2210.17323).
 
-With H = R R^T, R upper triangular, and M = R / diag(R) by columns, the layer error is
+With H = L L^T, L lower triangular, the layer error is
 
-    tr(dW H dW^T) = sum_k R_kk^2 (dw_k + sum_{i<k} dw_i M_ik)^2        dw = w^ - w
+    tr(dW H dW^T) = sum_k (L_kk dw_k + sum_{i>k} L_ik dw_i)^2        dw = w^ - w
 
-so that, taken in order, the best code of column k is the nearest level to
+so that, taken from the last column to the first, the best code of column k is the level nearest to
 
-    w_k + sum_{i<k} (w_i - w^_i) M_ik
+    w_k + sum_{i>k} (w_i - w^_i) L_ik / L_kk
 
 This is GPTQ exactly (QuIP, arXiv 2307.13304, theorem 6) without its matrix inverse: one Cholesky
 factorisation, then one matrix product a block of columns.
@@ -55,48 +55,43 @@ def gptq(
     """
     rows = by_group(w, gram)
     order = column_order(gram, feedback.act_order)
+    groups = np.arange(len(gram))[:, None, None]
+    matrix = gram[groups, order[:, :, None], order[:, None, :]]
+    factor = np.linalg.cholesky(damped(matrix, feedback.damp))
     ordered = np.take_along_axis(rows, order[:, None, :], axis=2)
-    matrix = np.take_along_axis(gram, order[:, :, None], axis=1)
-    matrix = np.take_along_axis(matrix, order[:, None, :], axis=2)
-    coupling = couplings(damped(matrix, feedback.damp))
-    levels = Levels.of(grid, scale, zero_point)
+    rounded = round_backwards(ordered, factor, Levels.of(grid, scale, zero_point), feedback.block)
     codes = np.empty(rows.shape, np.uint8)
-    rounded = round_in_order(ordered, coupling, levels, feedback.block)
     np.put_along_axis(codes, order[:, None, :], rounded, axis=2)
     return codes.reshape(w.shape)
 
 
 def column_order(gram: Floats, act_order: bool) -> npt.NDArray[np.intp]:
-    """The order in which columns are rounded: [groups, K, K] -> [groups, K]."""
+    """The columns, the first to be rounded last: [groups, K, K] -> [groups, K]."""
     if not act_order:
-        return np.broadcast_to(np.arange(gram.shape[-1]), gram.shape[:2])
-    return np.argsort(-np.einsum("gkk->gk", gram), axis=1, kind="stable")
+        return np.broadcast_to(np.arange(gram.shape[-1])[::-1], gram.shape[:2])
+    return np.argsort(-np.einsum("gkk->gk", gram), axis=1, kind="stable")[:, ::-1]
 
 
-def couplings(gram: Array) -> Array:
-    """M transposed, of a positive definite H: [groups, K, K], row k holds M_ik, i <= k.
+def round_backwards(rows: Array, factor: Floats, levels: Levels, block: int) -> Codes:
+    """Round the columns of [groups, n, K] from the last to the first.
 
-    H = R R^T with R upper triangular is the ordinary factorisation of H read backwards.
+    factor: [groups, K, K], the lower triangle L.
     """
-    lower = np.linalg.cholesky(gram[:, ::-1, ::-1])
-    lower /= np.einsum("gkk->gk", lower)[:, None, :].copy()
-    return np.ascontiguousarray(lower[:, ::-1, ::-1].transpose(0, 2, 1))
-
-
-def round_in_order(rows: Array, coupling: Array, levels: Levels, block: int) -> Codes:
-    """Round the columns of [groups, n, K] from the first to the last."""
     groups, n, size = rows.shape
     error = np.zeros_like(rows)
     codes = np.empty(rows.shape, np.uint8)
-    for start in range(0, size, block):
-        stop = min(start + block, size)
-        waiting = coupling[:, start:stop, :start].transpose(0, 2, 1)
-        target = rows[:, :, start:stop] + error[:, :, :start] @ waiting
-        own = np.zeros((groups, n, stop - start))
-        for j, k in enumerate(range(start, stop)):
-            fed = own[:, :, :j] @ coupling[:, k, start:k, None]
+    pivots = np.einsum("gkk->gk", factor)
+    for stop in range(size, 0, -block):
+        start = max(stop - block, 0)
+        pivot = pivots[:, None, start:stop]
+        target = error[:, :, stop:] @ factor[:, stop:, start:stop]
+        target = rows[:, :, start:stop] + target / pivot
+        near = np.ascontiguousarray((factor[:, start:stop, start:stop] / pivot).swapaxes(1, 2))
+        own = np.zeros(target.shape)
+        for j in range(stop - start - 1, -1, -1):
+            fed = own[:, :, j + 1 :] @ near[:, j, j + 1 :, None]
             code = levels.nearest((target[:, :, j] + fed[:, :, 0]).reshape(-1))
-            own[:, :, j] = rows[:, :, k] - levels.decode(code).reshape(groups, n)
-            codes[:, :, k] = code.reshape(groups, n)
+            own[:, :, j] = rows[:, :, start + j] - levels.decode(code).reshape(groups, n)
+            codes[:, :, start + j] = code.reshape(groups, n)
         error[:, :, start:stop] = own
     return codes

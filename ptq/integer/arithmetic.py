@@ -117,7 +117,7 @@ def scales_for_ratio(
 
     Tries the nearest float and its neighbours. Returns [n] float32 scales and [n] bool: found.
     """
-    ratio = np.asarray(ratio, np.float32)
+    shape, ratio = np.shape(ratio), np.asarray(ratio, np.float32).reshape(-1)
     best = (ratio.astype(np.float64) * float(y_scale) / float(x_scale)).astype(np.float32)
     found = onnx_ratio(x_scale, best, y_scale) == ratio
     for direction in (np.float32(0), np.float32(np.inf)):
@@ -127,7 +127,7 @@ def scales_for_ratio(
             candidate = np.nextafter(candidate, direction)
             hit = onnx_ratio(x_scale, candidate, y_scale) == ratio[missing]
             best[missing[hit]], found[missing[hit]] = candidate[hit], True
-    return best, found
+    return best.reshape(shape), found.reshape(shape)
 
 
 def nudge_scales(

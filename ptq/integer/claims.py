@@ -124,36 +124,41 @@ def _binary(kind: str) -> Rule:
         first, second = node.inputs[:2]
         if is_activation(first) and is_activation(second):
             return kind
-        axis = channel_axis(second if is_activation(first) else first)
-        if axis == 0:
-            return "elementwise"
-        output_rank = rank(node.outputs[0]) or 0
-        if axis is not None and axis != -output_rank and _keeps_shape(node):
-            return "elementwise"
-        return kind
+        return "elementwise" if _table_refusal(node) is None else kind
 
     return rule
 
 
-def _keeps_shape(node: ir.Node) -> bool:
-    """True if the activation operand already has the output's shape (nothing is broadcast up)."""
+def _table_refusal(node: ir.Node) -> Refusal | None:
+    """Why a node of one activation and constants is not a table of it, a channel at a time."""
     source = next((v for v in node.inputs if is_activation(v)), None)
-    if source is None or source.shape is None or node.outputs[0].shape is None:
-        return False
-    return list(source.shape) == list(node.outputs[0].shape)
+    size = rank(source)
+    if size is None:
+        return Refusal("the rank of its input is not known")
+    axes: set[int] = set()
+    for value in node.inputs:
+        array = constant(value)
+        if array is None:
+            continue
+        axis = channel_axis(value)
+        if axis is None or array.ndim > size:
+            return Refusal("its constant varies along several axes, or adds one")
+        if axis and static_dim(source, axis) != array.shape[axis]:
+            return Refusal("its constant broadcasts its input")
+        axes.add(axis)
+    axes.discard(0)
+    if len(axes) > 1:
+        return Refusal("its constants vary along several axes")
+    if -size in axes:
+        return Refusal("its constant varies along the batch axis")
+    return None
 
 
 def _with_constant(node: ir.Node) -> Claim:
     """Elementwise if every operand but one is a constant scalar or channel vector."""
-    activations = [v for v in node.inputs if is_activation(v)]
-    if len({id(v) for v in activations}) != 1:
+    if len({id(v) for v in node.inputs if is_activation(v)}) != 1:
         return Refusal("it combines two computed tensors and has no integer form")
-    axes = {channel_axis(v) for v in node.inputs if v is not None and not is_activation(v)}
-    if None in axes or len(axes - {0}) > 1 or (axes - {0} and not _keeps_shape(node)):
-        return Refusal("its constant varies along several axes")
-    if -(rank(node.outputs[0]) or 0) in axes - {0}:
-        return Refusal("its constant varies along the batch axis")
-    return "elementwise"
+    return _table_refusal(node) or "elementwise"
 
 
 def _divide(node: ir.Node) -> Claim:

@@ -128,3 +128,26 @@ def test_matmul_takes_its_bias() -> None:
     assert kinds(sketch) == ["gemm"]
     assert sketch.units[0].bias is not None
     assert sketch.units[0].outputs == ("y",)
+
+
+def test_channel_constants_melt_into_a_table_whatever_the_batch_is_called() -> None:
+    nodes = [
+        node("Tile", ["x", "twice"], ["t"]),
+        node("PRelu", ["t", "slope"], ["p"]),
+        node("Conv", ["p", "w"], ["y"], kernel_shape=[1, 1]),
+    ]
+    constants = {
+        "twice": np.array([1, 1, 2, 1]),
+        "slope": np.full((4, 1, 1), 0.25, np.float32),
+        "w": WEIGHT,
+    }
+    sketch = outline(graph(nodes, constants, ["N", 4, 5, 5], ["y"]), Recipe())
+    assert kinds(sketch) == ["move", "lookup", "conv"]
+
+
+def test_a_constant_that_broadcasts_its_input_is_an_operand_not_a_table() -> None:
+    nodes = [node("Add", ["x", "c"], ["y"])]
+    sketch = outline(
+        graph(nodes, {"c": np.ones((1, 4, 1, 1), np.float32)}, ["N", 1, 5, 5], ["y"]), Recipe()
+    )
+    assert kinds(sketch) == ["add"]
