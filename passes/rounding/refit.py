@@ -43,7 +43,7 @@ def refit_scale(
     snapped = snap(wanted)
     new = np.asarray(snapped, np.float64)
     gain = (old - new) * ((old + new) * curvature - 2.0 * slope)
-    return np.where(sound & (gain > 0), snapped, np.asarray(scale, snapped.dtype))
+    return np.where(sound & (gain > 0), snapped, scale)
 
 
 def refine(
