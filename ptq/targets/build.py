@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,9 @@ def print_program(program: Program, emitters: Mapping[type, Emitter], io: Io) ->
 class Builder:
     """Collects the nodes and initialisers of one emitted graph.
 
+    Program values and the nodes that make them have names that people know; whatever else there
+    is, initialisers above all, is numbered (w1, s1, ...), because names are much of a small file.
+
     scope: name of the step that is being emitted; new nodes are called `<scope>/<op_type>`.
     opset: of the default domain; weights stored in few bits raise it.
     """
@@ -64,6 +68,7 @@ class Builder:
         self.exposed = set() if io == "float" else exposed_values(program)
         self.names = value_names(program, io)
         self._taken = set(self.names.values())
+        self._numbers: Counter[str] = Counter()
         self._values: dict[Ref, ir.Value] = {}
         self._constants: dict[tuple[object, ...], ir.Value] = {}
         self._initializers: list[ir.Value] = []
@@ -110,11 +115,11 @@ class Builder:
         return self.bind(Ref(name, True), value)
 
     def constant(self, array: npt.ArrayLike, dtype: npt.DTypeLike, hint: str) -> ir.Value:
-        """An initialiser; equal arrays share one. hint: what its name starts with."""
+        """An initialiser; equal arrays share one. hint: the letter before its number."""
         data = np.ascontiguousarray(array, dtype).reshape(np.shape(array))
         key = (data.dtype.name, data.shape, hashlib.sha256(data.tobytes()).digest())
         if key not in self._constants:
-            name = free_name(hint, self._taken)
+            name = self._numbered(hint)
             self._constants[key] = self._initializer(None, name, ir.tensor(data))
         return self._constants[key]
 
@@ -123,10 +128,14 @@ class Builder:
         op_type: str,
         inputs: Sequence[ir.Value | None],
         attributes: Mapping[str, Any] | None = None,
+        hint: str | None = None,
     ) -> ir.Value:
-        """Append a standard node with one output and return that output."""
+        """Append a standard node with one output and return that output.
+
+        hint: the letter before the node's number; unless given, its name tells the step.
+        """
         node = ir.node(op_type, inputs, attributes)
-        outputs = self.append(node)
+        outputs = self.append(node, hint)
         infer_types(node, outputs, self.opset)
         return outputs[0]
 
@@ -145,11 +154,12 @@ class Builder:
         infer_codes(*like, output, self.opset)
         return output
 
-    def append(self, node: ir.Node) -> Sequence[ir.Value]:
+    def append(self, node: ir.Node, hint: str | None = None) -> Sequence[ir.Value]:
         """Append a node; it and its outputs get free names."""
-        node.name = free_name(f"{self.scope}/{node.op_type}", self._taken)
+        title = f"{self.scope}/{node.op_type}"
+        node.name = free_name(title, self._taken) if hint is None else self._numbered(hint)
         for output in node.outputs:
-            output.name = free_name(f"{node.name}_output", self._taken)
+            output.name = self._numbered("v")
         self._nodes.append(node)
         return node.outputs
 
@@ -179,11 +189,11 @@ class Builder:
 
     def real(self, scale: npt.ArrayLike) -> ir.Value:
         """A scale as an initialiser, float32."""
-        return self.constant(scale, np.float32, "scale")
+        return self.constant(scale, np.float32, "s")
 
     def code(self, code: int) -> ir.Value:
         """A code as an initialiser, [] uint8."""
-        return self.constant(np.uint8(code), np.uint8, "code")
+        return self.constant(np.uint8(code), np.uint8, "z")
 
     def clip(self, codes: ir.Value, low: int, high: int) -> ir.Value:
         """Saturate uint8 codes where low .. high is narrower than the container."""
@@ -194,6 +204,7 @@ class Builder:
     def finish(self) -> ir.Model:
         """The model: graph, boundary, opsets and metadata."""
         outputs = [self._output(boundary) for boundary in self.program.outputs]
+        self._forget_types(outputs)
         domains = {n.domain for n in self._nodes} - {""}
         opsets = {"": self.opset, **{d: DOMAIN_VERSIONS.get(d, 1) for d in sorted(domains)}}
         graph = ir.Graph(
@@ -212,6 +223,23 @@ class Builder:
             producer_version=__version__,
             metadata_props={f"ptq.codes.{n}": self._grid_json(n) for n in sorted(self.exposed)},
         )
+
+    def _forget_types(self, outputs: Sequence[ir.Value]) -> None:
+        """Leave out what every runtime infers again: types and shapes of the values inside."""
+        kept = {id(value) for value in outputs}
+        made = [value for node in self._nodes for value in node.outputs]
+        for value in (*made, *self._initializers):
+            if id(value) not in kept:
+                value.type = value.shape = None
+
+    def _numbered(self, letter: str) -> str:
+        """A free name: the letter and a number."""
+        while True:
+            self._numbers[letter] += 1
+            name = f"{letter}{self._numbers[letter]}"
+            if name not in self._taken:
+                self._taken.add(name)
+                return name
 
     def _initializer(self, ref: Ref | None, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         tensor.name = name

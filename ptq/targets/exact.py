@@ -28,9 +28,9 @@ def cast(b: Builder, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     return b.node("Cast", [value], {"to": int(dtype)})
 
 
-def int64(b: Builder, array: npt.ArrayLike, hint: str = "integer") -> ir.Value:
+def int64(b: Builder, array: npt.ArrayLike) -> ir.Value:
     """An int64 initialiser."""
-    return b.constant(array, np.int64, hint)
+    return b.constant(array, np.int64, "c")
 
 
 def requantize(
@@ -48,7 +48,7 @@ def requantize(
     factor, shift = _at_least_one_shift(requantizer)
     wide = cast(b, acc, ir.DataType.INT64)
     spread = _channels(factor, trailing)
-    scaled = b.node("Mul", [wide, int64(b, spread, f"{b.scope}.multiplier")])
+    scaled = b.node("Mul", [wide, int64(b, spread)])
     addend = np.asarray(bias, np.int64) * factor
     return _round_shift(b, scaled, addend, shift, requantizer, trailing)
 
@@ -70,15 +70,15 @@ def _round_shift(
     trailing: int = 0,
 ) -> ir.Value:
     """clip(z + RNE((value + addend) / 2^S), low, high) as uint8; value int64, S >= 1."""
-    unit = int64(b, _channels(np.int64(1) << shift, trailing), f"{b.scope}.divisor")
+    unit = int64(b, _channels(np.int64(1) << shift, trailing))
     offset = _channels(addend + (np.int64(1) << OFFSET_BITS), trailing)
     below_half = _channels((np.int64(1) << (shift - 1)) - 1, trailing)
     back = _channels(requantizer.zero_point - (np.int64(1) << (OFFSET_BITS - shift)), trailing)
-    positive = b.node("Add", [value, int64(b, offset, f"{b.scope}.offset")])
+    positive = b.node("Add", [value, int64(b, offset)])
     odd = b.node("BitwiseAnd", [b.node("Div", [positive, unit]), int64(b, 1)])
-    nearly = b.node("Add", [positive, int64(b, below_half, f"{b.scope}.half")])
+    nearly = b.node("Add", [positive, int64(b, below_half)])
     rounded = b.node("Div", [b.node("Add", [nearly, odd]), unit])
-    moved = b.node("Add", [rounded, int64(b, back, f"{b.scope}.zero_point")])
+    moved = b.node("Add", [rounded, int64(b, back)])
     return _saturate(b, moved, requantizer.low, requantizer.high)
 
 
@@ -97,7 +97,7 @@ def _channels(numbers: npt.NDArray[np.int64], trailing: int) -> npt.NDArray[np.i
 def mean(b: Builder, step: Mean) -> None:
     """ReduceSum in int32, then the zero points in one, requantised."""
     codes = cast(b, b.codes(step.input), ir.DataType.INT32)
-    operands = [codes, int64(b, step.axes, "axes")]
+    operands = [codes, int64(b, step.axes)]
     total = b.node("ReduceSum", operands, {"keepdims": int(step.keepdims)})
     zeros = -step.count * b.plan(step.input).zero_point
     b.bind_codes(step.output, requantize(b, total, step.requantizer, bias=zeros))
@@ -126,7 +126,7 @@ def multiply(b: Builder, step: Multiply) -> None:
 def _centred(b: Builder, name: str) -> ir.Value:
     """code - zero_point of an activation, int32."""
     codes, zero = cast(b, b.codes(name), ir.DataType.INT32), b.plan(name).zero_point
-    return codes if zero == 0 else b.node("Sub", [codes, b.constant(zero, np.int32, "zero")])
+    return codes if zero == 0 else b.node("Sub", [codes, b.constant(zero, np.int32, "c")])
 
 
 def lookup(b: Builder, step: Lookup) -> None:
@@ -143,9 +143,9 @@ def look_up(b: Builder, step: Lookup, codes: ir.Value, axis: int) -> ir.Value:
     index = cast(b, codes, ir.DataType.INT32)
     if step.table.ndim == 2:
         offset = _channels(256 * np.arange(len(step.table)), _trailing_axes(b, codes, axis))
-        index = b.node("Add", [index, b.constant(offset, np.int32, "table_offset")])
-    table = b.constant(step.table.reshape(-1), np.uint8, f"{b.scope}.table")
-    found = b.node("GatherElements", [table, b.node("Reshape", [index, int64(b, [-1], "flat")])])
+        index = b.node("Add", [index, b.constant(offset, np.int32, "c")])
+    table = b.constant(step.table.reshape(-1), np.uint8, "t")
+    found = b.node("GatherElements", [table, b.node("Reshape", [index, int64(b, [-1])])])
     return b.node("Reshape", [found, shape_of(b, codes)])
 
 
@@ -168,14 +168,14 @@ def _trailing_axes(b: Builder, codes: ir.Value, axis: int) -> int:
 def softmax(b: Builder, step: Softmax) -> None:
     """(2 * e * numerator + s) / (2 * s), e = exp_table[max - x], in int32."""
     x = cast(b, b.codes(step.input), ir.DataType.INT32)
-    axes = int64(b, [step.axis], "axes")
-    two = b.constant(2, np.int32, "two")
+    axes = int64(b, [step.axis])
+    two = b.constant(2, np.int32, "c")
     distance = b.node("Sub", [b.node("ReduceMax", [x, axes]), x])
-    table = b.constant(step.exp_table, np.int32, f"{b.scope}.exp_table")
+    table = b.constant(step.exp_table, np.int32, "t")
     e = b.node("Gather", [table, distance])
     s = b.node("ReduceSum", [e, axes])
-    twice = b.constant(2 * step.numerator, np.int32, "numerator")
+    twice = b.constant(2 * step.numerator, np.int32, "c")
     above = b.node("Add", [b.node("Mul", [e, twice]), s])
     share = b.node("Div", [above, b.node("Mul", [s, two])])
-    limited = b.node("Min", [share, b.constant(step.high, np.int32, "high")])
+    limited = b.node("Min", [share, b.constant(step.high, np.int32, "c")])
     b.bind_codes(step.output, cast(b, limited, ir.DataType.UINT8))

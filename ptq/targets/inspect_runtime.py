@@ -112,8 +112,17 @@ def _element_types(graph: onnx.GraphProto) -> dict[str, int]:
 def _guess_type(node: onnx.NodeProto, types: dict[str, int]) -> int:
     if node.op_type.startswith(QUANTIZED):
         return onnx.TensorProto.UINT8
-    operands = [types.get(name, onnx.TensorProto.FLOAT) for name in node.input if name]
+    names = _like_output(node) if onnx.defs.has(node.op_type) else list(node.input)
+    operands = [types.get(name, onnx.TensorProto.FLOAT) for name in names if name]
     return next((t for t in operands if t in FLOATS), onnx.TensorProto.UINT8)
+
+
+def _like_output(node: onnx.NodeProto) -> list[str]:
+    """The inputs that have the first output's type by definition, or all if there are none."""
+    schema = onnx.defs.get_schema(node.op_type)
+    wanted = schema.outputs[0].type_str
+    pairs = zip(node.input, schema.inputs, strict=False)
+    return [name for name, formal in pairs if formal.type_str == wanted] or list(node.input)
 
 
 def _at_boundary(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:

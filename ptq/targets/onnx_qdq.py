@@ -44,6 +44,7 @@ from ptq.targets.fused_scales import Operand, fused_scales
 from ptq.targets.names import Io
 from ptq.targets.rows import like_rows, rows_of
 from ptq.targets.storage import store_weight
+from ptq.targets.window import window
 
 # Movements that onnxruntime runs on codes when it finds them between DequantizeLinear and
 # QuantizeLinear; the others are applied to codes at once.
@@ -76,11 +77,11 @@ def _weighted(
     x, y = b.plan(step.input), b.plan(step.output)
     ratio = np.broadcast_to(step.requantizer.ratio, step.weight_scale.shape)
     (scale,), y_scale = fused_scales([Operand(ratio, x.scale)], y.scale)
-    scales = b.constant(scale, np.float32, f"{step.name}.weight_scale")
-    zeros = b.constant(np.zeros(scale.shape), np.int8, "weight_zero_point")
-    codes = b.constant(bias, np.int32, f"{step.name}.bias")
-    unit = b.constant(scale * x.scale, np.float32, f"{step.name}.bias_scale")
-    none = b.constant(np.zeros(scale.shape), np.int32, "bias_zero_point")
+    scales = b.constant(scale, np.float32, "s")
+    zeros = b.constant(np.zeros(scale.shape), np.int8, "z")
+    codes = b.constant(bias, np.int32, "b")
+    unit = b.constant(scale * x.scale, np.float32, "s")
+    none = b.constant(np.zeros(scale.shape), np.int32, "z")
     operands = [
         b.node("DequantizeLinear", [weight, scales, zeros], {"axis": axis}),
         b.node("DequantizeLinear", [codes, unit, none], {"axis": 0}),
@@ -90,15 +91,8 @@ def _weighted(
 
 def _convolve(b: Builder, step: Convolve) -> None:
     weight = store_weight(b, step.weight, step.stored)
-    attributes = {
-        "kernel_shape": step.weight.shape[2:],
-        "strides": step.strides,
-        "dilations": step.dilations,
-        "pads": step.pads,
-        "group": step.groups,
-    }
     operands, y_scale = _weighted(b, step, weight, step.bias, 0)
-    result = b.node("Conv", [b.dequantize(step.input), *operands], attributes)
+    result = b.node("Conv", [b.dequantize(step.input), *operands], window(step))
     _quantize(b, step.output, result, y_scale)
 
 
@@ -148,7 +142,7 @@ def _mean(b: Builder, step: Mean) -> None:
         values = b.dequantize(step.input, scale=np.float32(scale))
         _quantize(b, step.output, b.node("GlobalAveragePool", [values]), y_scale)
         return
-    operands = [b.dequantize(step.input), exact.int64(b, step.axes, "axes")]
+    operands = [b.dequantize(step.input), exact.int64(b, step.axes)]
     op_type = "ReduceSum" if _is_sum(b, step) else "ReduceMean"
     value = b.node(op_type, operands, {"keepdims": int(step.keepdims)})
     _quantize(b, step.output, value)

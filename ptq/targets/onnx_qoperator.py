@@ -32,7 +32,8 @@ from ptq.targets.build import Builder, Emitter, print_program
 from ptq.targets.names import Io
 from ptq.targets.rows import like_rows, rows_of
 from ptq.targets.slopes import leaky_slope
-from ptq.targets.storage import store_weight
+from ptq.targets.storage import store_integers, store_weight
+from ptq.targets.window import window
 
 IMAGE_RANK = 4
 CHANNELS_LAST = (0, 2, 3, 1)
@@ -77,20 +78,13 @@ def _convolve(b: Builder, step: Convolve) -> None:
         b.real(x_scale),
         b.zero_point(x),
         store_weight(b, step.weight, step.stored),
-        b.constant(w_scale, np.float32, f"{step.name}.weight_scale"),
-        b.constant(0, np.int8, "weight_zero_point"),
+        b.constant(w_scale, np.float32, "s"),
+        b.constant(0, np.int8, "z"),
         b.real(y_scale),
         b.code(step.requantizer.zero_point),
-        b.constant(step.bias, np.int32, f"{step.name}.bias"),
+        store_integers(b, step.bias, "b"),
     ]
-    attributes = {
-        "kernel_shape": step.weight.shape[2:],
-        "strides": step.strides,
-        "dilations": step.dilations,
-        "pads": step.pads,
-        "group": step.groups,
-    }
-    _saturated(b, step, b.node("QLinearConv", operands, attributes))
+    _saturated(b, step, b.node("QLinearConv", operands, window(step)))
 
 
 def _gemm(b: Builder, step: Gemm) -> None:
@@ -101,8 +95,8 @@ def _gemm(b: Builder, step: Gemm) -> None:
     rows = b.codes(step.input)
     weight = [
         store_weight(b, step.weight, step.stored, step.transposed),
-        b.constant(w_scale, np.float32, f"{step.name}.weight_scale"),
-        b.constant(np.zeros(w_scale.shape), np.int8, "weight_zero_point"),
+        b.constant(w_scale, np.float32, "s"),
+        b.constant(np.zeros(w_scale.shape), np.int8, "z"),
     ]
     result = [b.real(y_scale), b.code(step.requantizer.zero_point)]
     quantised = [b.real(x_scale), b.zero_point(x)]
@@ -112,8 +106,8 @@ def _gemm(b: Builder, step: Gemm) -> None:
         _saturated(b, step, b.node("QLinearMatMul", operands))
         return
     flat = rows if rank == 2 else rows_of(b, rows, step.weight.shape[0])
-    bias = np.zeros(step.weight.shape[1]) if step.bias is None else step.bias
-    operands = [flat, *quantised, *weight, b.constant(bias, np.int32, f"{step.name}.bias")]
+    bias = np.zeros(step.weight.shape[1], np.int32) if step.bias is None else step.bias
+    operands = [flat, *quantised, *weight, store_integers(b, bias, "b")]
     like = ("MatMul", [flat, weight[0]])
     codes = b.vendor_node("QGemm", [*operands, *result], None, like)
     if rank != 2:
@@ -208,7 +202,7 @@ def _mean(b: Builder, step: Mean) -> None:
     like = ("GlobalAveragePool", [x])
     pooled = b.vendor_node("QLinearGlobalAveragePool", operands, {"channels_last": 0}, like)
     if not step.keepdims:
-        pooled = b.node("Squeeze", [pooled, exact.int64(b, step.axes, "axes")])
+        pooled = b.node("Squeeze", [pooled, exact.int64(b, step.axes)])
     _saturated(b, step, pooled)
 
 

@@ -27,6 +27,7 @@ from ptq.targets import boundary, exact
 from ptq.targets.build import Builder, Emitter, print_program
 from ptq.targets.names import Io
 from ptq.targets.storage import store_weight
+from ptq.targets.window import window
 
 
 def emit(program: Program, *, io: Io = "float") -> ir.Model:
@@ -45,14 +46,7 @@ def _convolve(b: Builder, step: Convolve) -> None:
     spatial = step.weight.ndim - 2
     weight = store_weight(b, step.weight, step.stored)
     operands = [b.codes(step.input), weight, b.zero_point(b.plan(step.input))]
-    attributes = {
-        "kernel_shape": step.weight.shape[2:],
-        "strides": step.strides,
-        "dilations": step.dilations,
-        "pads": step.pads,
-        "group": step.groups,
-    }
-    acc = b.node("ConvInteger", operands, attributes)
+    acc = b.node("ConvInteger", operands, window(step))
     codes = exact.requantize(b, acc, step.requantizer, bias=step.bias, trailing=spatial)
     b.bind_codes(step.output, codes)
 

@@ -11,24 +11,24 @@ from ptq.targets.build import Builder
 
 def rows_of(b: Builder, value: ir.Value, k: int) -> ir.Value:
     """[..., k] -> [rows, k]."""
-    return b.node("Reshape", [value, b.constant([-1, k], "int64", "shape")])
+    return b.node("Reshape", [value, b.constant([-1, k], "int64", "c")])
 
 
 def like_rows(b: Builder, matrix: ir.Value, like: ir.Value, n: int) -> ir.Value:
     """[rows, n] -> [..., n], where `like` is [..., k]."""
     front = _static(like.shape[:-1]) if like.shape is not None else None
     if front is not None:
-        shape = b.constant([*front, n], "int64", "shape")
+        shape = b.constant([*front, n], "int64", "c")
     else:
         dims = b.node("Shape", [like], {"start": 0, "end": -1})
-        shape = b.node("Concat", [dims, b.constant([n], "int64", "columns")], {"axis": 0})
+        shape = b.node("Concat", [dims, b.constant([n], "int64", "c")], {"axis": 0})
     return b.node("Reshape", [matrix, shape])
 
 
 def shape_of(b: Builder, value: ir.Value) -> ir.Value:
     """A shape that gives the elements of `value`, however laid out, its dimensions again."""
     dims = None if value.shape is None else _static(value.shape)
-    return b.node("Shape", [value]) if dims is None else b.constant(dims, "int64", "shape")
+    return b.node("Shape", [value]) if dims is None else b.constant(dims, "int64", "c")
 
 
 def _static(shape: Iterable[int | ir.SymbolicDim]) -> list[int] | None:

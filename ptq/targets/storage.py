@@ -3,11 +3,16 @@
 onnxruntime computes every node below once, when it loads the model, and keeps plain int8:
 
     4-bit levels in -8 .. 7     INT4 -> Cast(INT8)
-    uniform grid                UINT4 -> Cast(INT32) -> [Mul 2] -> Sub(zero_point) -> Cast(INT8)
-    table                       UINT4 -> Cast(INT32) -> [Add row offset] -> Gather(table)
-    block multipliers           ... -> Mul(multiplier of the element's block) -> Cast(INT8)
+    uniform grid                codes -> Cast(INT8) -> [Mul 2] -> Sub(zero_point)
+    table                       codes -> Cast(INT32) -> [Add row offset] -> Gather(table)
+    block multipliers           ... -> Mul(multiplier of the element's block)
 
-Two-bit codes are stored as INT2 / UINT2 (opset 25); three-bit codes in four-bit containers.
+How codes are stored, by their bits (UINT2 and INT2 need opset 25):
+
+    2       UINT2
+    3, 4    UINT4
+    5, 6    two planes: UINT4 -> Cast(UINT8) -> Mul 4 -> Add(UINT2 -> Cast(UINT8))
+    7, 8    no codes: the int8 weight itself, as are weights so small that packing saves nothing
 """
 
 from __future__ import annotations
@@ -20,33 +25,67 @@ import onnx_ir as ir
 from ptq.plan import WeightPlan
 from ptq.targets.build import Builder
 
-PACKED_BITS = 4
+PLANES = {2: (2,), 3: (4,), 4: (4,), 5: (4, 2), 6: (4, 2)}
 OPSETS = {2: 25, 4: 21}
 SIGNED = {2: ml_dtypes.int2, 4: ml_dtypes.int4}
 UNSIGNED = {2: ml_dtypes.uint2, 4: ml_dtypes.uint4}
+NARROW = {  # what fits: (lowest, highest, storage, bits)
+    "unsigned nibbles": (0, 15, ml_dtypes.uint4, 4),
+    "bytes": (-128, 127, np.int8, 8),
+    "words": (-(2**15), 2**15 - 1, np.int16, 16),
+}
+NODE_BYTES = 60  # of a node that decodes, and its initialiser's header
+
+
+def store_integers(b: Builder, array: npt.NDArray[np.signedinteger], hint: str) -> ir.Value:
+    """An initialiser of the array's type, narrower on disk if that saves more than its Cast."""
+    plain = array.size * array.itemsize
+    for low, high, dtype, bits in NARROW.values():
+        saved = plain - array.size * bits // 8
+        if saved > NODE_BYTES and low <= array.min() and array.max() <= high:
+            wide = ir.DataType.from_numpy(array.dtype)
+            return _cast(b, b.constant(array, dtype, hint), wide)
+    return b.constant(array, array.dtype, hint)
 
 
 def store_weight(
     b: Builder, weight: npt.NDArray[np.int8], stored: WeightPlan | None, transposed: bool = False
 ) -> ir.Value:
-    """The int8 weight of a step, packed if its codes have at most four bits.
+    """The int8 weight of a step, its codes packed where that is smaller.
 
     weight: int8 as the step multiplies it; `stored` decodes to it, transposed if `transposed`.
     """
-    if stored is None or stored.grid.bits > PACKED_BITS or stored.codes is None:
-        return b.constant(weight, np.int8, f"{b.scope}.weight")
-    width = 2 if stored.grid.bits == 2 else 4
-    b.opset = max(b.opset, OPSETS[width])
+    if stored is None or stored.codes is None or not _worth_packing(stored):
+        return b.constant(weight, np.int8, "w")
+    b.opset = max(b.opset, *(OPSETS[width] for width in PLANES[stored.grid.bits]))
     rows = np.moveaxis(stored.codes, stored.axis, 0)
     axis = 0
     if stored.block_multiplier is None and not _leads(stored, transposed):
         rows, axis = rows.T, rows.ndim - 1
-    levels = _levels(b, stored, rows, axis, width)
+    levels = _levels(b, stored, rows, axis)
     if stored.block_multiplier is not None:
         levels = _multiply_blocks(b, stored, levels, rows.shape)
     if axis or _leads(stored, transposed):
         return levels
-    return b.node("Transpose", [levels], {"perm": list(range(rows.ndim))[::-1]})
+    return b.node("Transpose", [levels], {"perm": list(range(rows.ndim))[::-1]}, "d")
+
+
+def _worth_packing(stored: WeightPlan) -> bool:
+    """True if codes, zero points or tables, and the nodes that decode, are less than int8."""
+    grid, zero = stored.grid, stored.zero_point
+    planes = PLANES.get(grid.bits)
+    if planes is None or (grid.uniform and np.abs(2 * zero - 1).max() > 127):
+        return False
+    codes = stored.require_codes()
+    packed = codes.size * sum(planes) // 8 + 3 * len(planes) * NODE_BYTES
+    if grid.uniform:
+        packed += len(zero) * (len(np.unique(zero)) > 1)
+    else:
+        tables = len(np.unique(zero))
+        packed += tables * grid.size + 4 * len(zero) * (tables > 1)
+    if stored.block_multiplier is not None:
+        packed += stored.block_multiplier.size + 4 * codes.size // len(zero)
+    return packed < codes.size
 
 
 def _leads(stored: WeightPlan, transposed: bool) -> bool:
@@ -54,37 +93,58 @@ def _leads(stored: WeightPlan, transposed: bool) -> bool:
     return (stored.axis == 0) != transposed
 
 
-def _levels(
-    b: Builder, stored: WeightPlan, codes: npt.NDArray[np.uint8], axis: int, width: int
-) -> ir.Value:
+def _levels(b: Builder, stored: WeightPlan, codes: npt.NDArray[np.uint8], axis: int) -> ir.Value:
     """T[code] as int8: codes uint8 with the channels along `axis`."""
     grid, zero = stored.grid, stored.zero_point
     channel = [1] * codes.ndim
     channel[axis] = -1
-    decoded = np.moveaxis(grid.decode(np.moveaxis(codes, axis, 0), zero), 0, axis)
-    half = 1 << (width - 1)
-    if decoded.min() >= -half and decoded.max() < half:
-        packed = b.constant(decoded, SIGNED[width], f"{b.scope}.weight_codes")
-        return _cast(b, packed, ir.DataType.INT8)
-    packed = b.constant(codes, UNSIGNED[width], f"{b.scope}.weight_codes")
-    index = _cast(b, packed, ir.DataType.INT32)
+    signed = _signed(stored, codes, axis)
+    if signed is not None:
+        return _cast(b, b.constant(signed, signed.dtype, "w"), ir.DataType.INT8)
     if grid.uniform:
-        return _affine(b, index, zero.reshape(channel), grid.half)
+        levels = _unpack(b, codes, grid.bits, ir.DataType.INT8)
+        return _subtract(b, levels, zero.reshape(channel), grid.half)
+    index = _unpack(b, codes, grid.bits, ir.DataType.INT32)
     tables, row = np.unique(grid.tables(zero), axis=0, return_inverse=True)
     if len(tables) > 1:
         offset = (row.reshape(channel) * grid.size).astype(np.int32)
-        index = b.node("Add", [index, b.constant(offset, np.int32, f"{b.scope}.table_offset")])
-    table = b.constant(tables.reshape(-1), np.int8, f"{b.scope}.table")
-    return b.node("Gather", [table, index])
+        index = b.node("Add", [index, store_integers(b, offset, "z")], None, "d")
+    table = b.constant(tables.reshape(-1), np.int8, "t")
+    return b.node("Gather", [table, index], None, "d")
 
 
-def _affine(b: Builder, codes: ir.Value, zero: npt.NDArray[np.int64], half: bool) -> ir.Value:
-    """int8(code - zero), or int8(2 * code - (2 * zero - 1)) for half-integer levels."""
+def _signed(
+    stored: WeightPlan, codes: npt.NDArray[np.uint8], axis: int
+) -> npt.NDArray[np.generic] | None:
+    """The levels themselves in two or four bits, where all of them fit."""
+    (width, *others) = PLANES[stored.grid.bits]
+    rows = stored.grid.decode(np.moveaxis(codes, axis, 0), stored.zero_point)
+    half = 1 << (width - 1)
+    if others or rows.min() < -half or rows.max() >= half:
+        return None
+    return np.moveaxis(rows, 0, axis).astype(SIGNED[width])
+
+
+def _unpack(b: Builder, codes: npt.NDArray[np.uint8], bits: int, dtype: ir.DataType) -> ir.Value:
+    """The codes as `dtype`, from one plane or, high bits first, two."""
+    planes = PLANES[bits]
+    if len(planes) == 1:
+        return _cast(b, b.constant(codes, UNSIGNED[planes[0]], "w"), dtype)
+    first, second = planes
+    step = 1 << second
+    high = _cast(b, b.constant(codes // step, UNSIGNED[first], "w"), dtype)
+    low = _cast(b, b.constant(codes % step, UNSIGNED[second], "w"), dtype)
+    high = b.node("Mul", [high, b.constant(step, dtype.numpy(), "c")], None, "d")
+    return b.node("Add", [high, low], None, "d")
+
+
+def _subtract(b: Builder, codes: ir.Value, zero: npt.NDArray[np.int64], half: bool) -> ir.Value:
+    """code - zero, or 2 * code - (2 * zero - 1) for half-integer levels, in int8."""
     if half:
-        codes, zero = b.node("Mul", [codes, b.constant(np.int32(2), np.int32, "two")]), 2 * zero - 1
+        codes = b.node("Mul", [codes, b.constant(2, np.int8, "c")], None, "d")
+        zero = 2 * zero - 1
     zero = zero.reshape(-1)[:1] if (zero == zero.flat[0]).all() else zero
-    shifted = b.node("Sub", [codes, b.constant(zero, np.int32, f"{b.scope}.weight_zero_point")])
-    return _cast(b, shifted, ir.DataType.INT8)
+    return b.node("Sub", [codes, store_integers(b, zero.astype(np.int8), "z")], None, "d")
 
 
 def _multiply_blocks(
@@ -95,15 +155,13 @@ def _multiply_blocks(
     if multiplier is None:
         return levels
     length = int(np.prod(shape[1:]))
-    block_of = b.constant(np.arange(length) // block, np.int32, f"{b.scope}.block_of")
-    small = b.constant(multiplier, np.int8, f"{b.scope}.block_multiplier")
-    factor = b.node("Gather", [small, block_of], {"axis": 1})
-    factor = b.node("Reshape", [factor, b.constant(shape, np.int64, "shape")])
-    product = b.node(
-        "Mul", [_cast(b, levels, ir.DataType.INT32), _cast(b, factor, ir.DataType.INT32)]
-    )
-    return _cast(b, product, ir.DataType.INT8)
+    block_of = (np.arange(length) // block).astype(np.int32)
+    small = b.constant(multiplier, np.int8, "t")
+    operands = [small, store_integers(b, block_of, "c")]
+    factor = b.node("Gather", operands, {"axis": 1}, "d")
+    factor = b.node("Reshape", [factor, b.constant(shape, np.int64, "c")], None, "d")
+    return b.node("Mul", [levels, factor], None, "d")
 
 
 def _cast(b: Builder, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    return b.node("Cast", [value], {"to": int(dtype)})
+    return b.node("Cast", [value], {"to": int(dtype)}, "d")

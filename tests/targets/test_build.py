@@ -164,3 +164,10 @@ def test_reading_an_unmade_value_is_a_bug(grid_of):
     program = Program((), (), (Dequantize("dq", "x"),), {"x": grid_of()})
     with pytest.raises(PtqError, match="dq: reads x before"):
         TARGETS["onnx"](program)
+
+
+@ALL
+def test_names_and_types_inside_take_no_space(add, target):
+    proto = ir.to_proto(TARGETS[target](add))
+    assert not proto.graph.value_info
+    assert max(len(tensor.name) for tensor in proto.graph.initializer) <= 3
