@@ -110,7 +110,7 @@ def _what_bits_mean(recipe: Recipe) -> str:
     return (
         f"--bits {recipe.weight_bits} means {recipe.precision}: {recipe.weight_bits}-bit weights "
         f"and {recipe.activation_bits}-bit activations; the first and the last layer have "
-        f"{recipe.edge_bits}-bit weights"
+        f"{recipe.edge_bits}-bit weights (--edge-bits)"
     )
 
 

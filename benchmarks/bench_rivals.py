@@ -60,6 +60,8 @@ def session(path: Path, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # threads of an idle session that spin would slow the next one down
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -73,8 +75,11 @@ def latency_ratios(paths: Sequence[Path], feed: dict[str, Any], threads: int) ->
     """Median over rounds of each model's time by the last one's, interleaved."""
     runs = [session(path, threads) for path in paths]
     seconds = np.zeros((ROUNDS, len(runs)))
+    generator = np.random.default_rng(0)
     for turn in range(-3, ROUNDS):
-        for column, run in enumerate(runs):
+        for column in generator.permutation(len(runs)):
+            run = runs[column]
+            run.run(None, feed)
             start = perf_counter()
             for _ in range(3):
                 run.run(None, feed)

@@ -21,7 +21,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """What `ptq.quantize` does.
 
     weight_bits, activation_bits: of every layer but the first and last.
-    edge_bits: weights and inputs of the first and last layers; None treats them like the others.
+    edge_bits: weights of the first and last layers, whose inputs then keep 8 bits; None: like the
+        others in both.
     symmetric: weight zero points fixed at mid-range rather than searched per channel.
     calib_method: how activation ranges are chosen from the histograms.
     rounding: 'gptq' minimises each layer's output error by second-order rounding (needs samples),

@@ -79,7 +79,7 @@ def place_sites(items: tuple[Unit | Island, ...], model: ir.Model, recipe: Recip
     sites = {
         name: Site(
             name,
-            (recipe.edge_bits or recipe.activation_bits) if source == "input"
+            _edge_input_bits(recipe) if source == "input"
             else 8 if name in fixed else bits.get(name, 8),
             limits.get(name, unbounded), source, name in fixed,
         )
@@ -98,9 +98,13 @@ def _widths(units: list[Unit], aliases: Mapping[str, str], recipe: Recipe) -> di
     for unit in units:
         if unit.kind not in MULTIPLIES:
             continue
-        edge_bits = recipe.edge_bits or recipe.activation_bits
-        wanted = edge_bits if unit.edge else recipe.activation_bits
+        wanted = _edge_input_bits(recipe) if unit.edge else recipe.activation_bits
         for name in unit.inputs:
             site = aliases.get(name, name)
             bits[site] = min(bits.get(site, 8), wanted)
     return bits
+
+
+def _edge_input_bits(recipe: Recipe) -> int:
+    """Inputs of the first and last layers keep 8 bits, unless these layers are like the others."""
+    return recipe.activation_bits if recipe.edge_bits is None else 8

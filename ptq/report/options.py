@@ -57,6 +57,11 @@ RECIPE = (
         help="Weight bits. N means wNa8 with the first and the last layer at 8 bits.",
     ),
     click.option("--precision", metavar="wNaM", help="Such as w4a8, w8a8, w4a4.  [default: w8a8]"),
+    click.option(
+        "--edge-bits",
+        type=click.IntRange(2, 8),
+        help="Weights of the first and last layers.  [default: 8]",
+    ),
     click.option("--recipe", "recipe_path", type=FILE, help="A recipe in TOML or JSON."),
     click.option(
         "--include", multiple=True, metavar="P", help="Quantise only nodes or ops like P."
@@ -82,6 +87,7 @@ class Choices(Common):
 
     bits: int | None
     precision: str | None
+    edge_bits: int | None
     recipe_path: Path | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
@@ -101,6 +107,7 @@ class Choices(Common):
             base = Recipe.preset(self.precision)
         else:
             base = Recipe() if self.bits is None else Recipe.from_bits(self.bits)
+        given["edge_bits"] = self.edge_bits
         changes = {name: value for name, value in given.items() if value is not None}
         for name in ("include", "exclude", "strict"):
             if getattr(self, name):

@@ -82,6 +82,16 @@ def test_first_and_last_multiplications_are_edges() -> None:
     }  # fmt: skip
 
 
+def test_narrow_edge_weights_leave_their_inputs_at_8_bits() -> None:
+    nodes = [conv("x", "a", "w1"), conv("a", "y", "w2")]
+    weights = {f"w{i}": WEIGHT * i for i in (1, 2)}
+    model = graph(nodes, weights, ["N", 4, 5, 5], ["y"])
+    narrow = outline(model, Recipe(activation_bits=4, edge_bits=6))
+    assert {site.bits for site in narrow.sites.values()} == {8}
+    same = outline(model, Recipe(activation_bits=4, edge_bits=None))
+    assert (same.sites["x"].bits, same.sites["a"].bits) == (4, 4)
+
+
 def test_moves_share_their_inputs_grid() -> None:
     nodes = [node("Transpose", ["x"], ["t"], perm=[0, 2, 3, 1]), node("Relu", ["t"], ["y"])]
     sketch = outline(graph(nodes, {}, ["N", 4, 5, 5], ["y"]), Recipe())
