@@ -130,7 +130,8 @@ def test_verify_fails_on_a_changed_weight(quantized: Path, tmp_path: Path) -> No
     for path in quantized.parent.glob("q.*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     proto = onnx.load(tmp_path / "q.onnx")
-    bias = next(t for t in proto.graph.initializer if t.name.startswith("conv.bias"))
+    layer = next(n for n in proto.graph.node if n.op_type == "QLinearConv")
+    bias = next(t for t in proto.graph.initializer if t.name == layer.input[8])
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 5000, bias.name))
     onnx.save(proto, tmp_path / "q.onnx")
     result = run("verify", tmp_path / "q.onnx", "--samples", 4, "--no-float", "--json")

@@ -137,8 +137,9 @@ def lookup(b: Builder, step: Lookup) -> None:
 def look_up(b: Builder, step: Lookup, codes: ir.Value, axis: int) -> ir.Value:
     """The step's table at `codes`; a table for each channel along `axis` if it has two dimensions.
 
-    On a flat row of indices, because GatherElements is about eight times faster in onnxruntime
+    On a flat row of indices, because GatherElements is eight to ten times faster in onnxruntime
     than Gather, which copies byte by byte, and takes tables of one rank with the indices only.
+    It costs about 1 ns an element, on one thread; wider indices or tables are no faster.
     """
     index = cast(b, codes, ir.DataType.INT32)
     if step.table.ndim == 2:

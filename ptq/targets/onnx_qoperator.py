@@ -29,9 +29,9 @@ from ptq.integer.program import (
 )
 from ptq.targets import boundary, exact
 from ptq.targets.build import Builder, Emitter, print_program
+from ptq.targets.known_tables import is_sigmoid, leaky_slope
 from ptq.targets.names import Io
 from ptq.targets.rows import like_rows, rows_of
-from ptq.targets.slopes import leaky_slope
 from ptq.targets.storage import store_integers, store_weight
 from ptq.targets.window import window
 
@@ -158,10 +158,9 @@ def _lookup(b: Builder, step: Lookup) -> None:
     codes = b.codes(step.input)
     alpha = leaky_slope(step.table, x, y) if step.table.ndim == 1 else None
     if alpha is not None:
-        operands = [codes, b.scale(x), b.zero_point(x), b.scale(y), b.zero_point(y)]
-        attributes, like = {"alpha": float(alpha)}, ("LeakyRelu", [codes])
-        found = b.vendor_node("QLinearLeakyRelu", operands, attributes, like)
-        b.bind_codes(step.output, b.clip(found, y.low, y.high))
+        _known_table(b, step, "LeakyRelu", {"alpha": float(alpha)})
+    elif step.table.ndim == 1 and is_sigmoid(step.table, x, y):
+        _known_table(b, step, "Sigmoid", None)
     elif codes.shape is not None and len(codes.shape) == IMAGE_RANK and _has_images(b):
         axis = CHANNELS_LAST.index((step.axis or 0) % IMAGE_RANK)
         last = b.node("Transpose", [codes], {"perm": CHANNELS_LAST})
@@ -169,6 +168,16 @@ def _lookup(b: Builder, step: Lookup) -> None:
         b.bind_codes(step.output, b.node("Transpose", [found], {"perm": CHANNELS_FIRST}))
     else:
         exact.lookup(b, step)
+
+
+def _known_table(
+    b: Builder, step: Lookup, function: str, attributes: dict[str, float] | None
+) -> None:
+    """The lookup by onnxruntime's own table of a function; three to five times faster."""
+    x, y, codes = b.plan(step.input), b.plan(step.output), b.codes(step.input)
+    operands = [codes, b.scale(x), b.zero_point(x), b.scale(y), b.zero_point(y)]
+    found = b.vendor_node(f"QLinear{function}", operands, attributes, (function, [codes]))
+    b.bind_codes(step.output, b.clip(found, y.low, y.high))
 
 
 def _has_images(b: Builder) -> bool:

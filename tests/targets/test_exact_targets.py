@@ -23,6 +23,7 @@ from ptq.integer.program import (
 )
 from ptq.targets import TARGETS
 from ptq.targets.inspect_runtime import runtime_graph
+from ptq.targets.known_tables import is_sigmoid
 
 EXACT = pytest.mark.parametrize("target", ["onnx", "onnx-strict"])
 
@@ -337,3 +338,30 @@ def test_lookups_between_convolutions_leave_no_transposes(
     assert mismatches(program, "onnx", feeds) == 0
     runs = runtime_graph(ir.to_proto(TARGETS["onnx"](program)).SerializeToString())
     assert runs.operators["Transpose"] == 2
+
+
+def test_a_sigmoid_away_from_ties_becomes_one_node(program_of, grid_of, mismatches):
+    """Over many input scales: exact always, and one node for some scales but not for all."""
+    every, y = np.arange(256, dtype=np.uint8)[None], grid_of(1 / 256, 0)
+    found = set()
+    for scale in np.linspace(0.02, 0.12, 12):
+        x = grid_of(scale, 120)
+        table = y.quantize(1 / (1 + np.exp(-x.dequantize(every[0]).astype(np.float64))))
+        step = Lookup("lookup", "x", "y", table, None, "Sigmoid")
+        program = program_of({"x": ("N", 256)}, (step,), {"x": x, "y": y})
+        assert mismatches(program, "onnx", {"x": every}) == 0
+        operators = {node.op_type for node in TARGETS["onnx"](program).graph}
+        found |= operators & {"QLinearSigmoid", "GatherElements"}
+    assert found == {"QLinearSigmoid", "GatherElements"}
+
+
+@pytest.mark.parametrize("changed", ["entry", "tie"])
+def test_what_is_not_surely_a_sigmoid_is_looked_up(changed, grid_of):
+    x, y = grid_of(0.03, 120), grid_of(1 / 256, 0)
+    sigmoid = 1 / (1 + np.exp(-x.dequantize(np.arange(256, dtype=np.uint8)).astype(np.float64)))
+    assert is_sigmoid(y.quantize(sigmoid), x, y)
+    if changed == "tie":
+        y = grid_of(sigmoid[90] / 40.5, 0)
+    table = y.quantize(sigmoid)
+    table[77] += changed == "entry"
+    assert not is_sigmoid(table, x, y)
