@@ -25,15 +25,18 @@ Array = npt.NDArray[Any]
 class Moments:
     """Sums over the positions that one layer's weight is multiplied at.
 
-    gram: [groups, K, K] float64, sum x x^T; mean: [groups, K] float64, sum x; count: positions.
+    gram: [groups, K, K] float64, sum x x^T; mean: [groups, K] float64, sum x; count: positions;
+    samples: how many samples they came from.
     """
 
     gram: npt.NDArray[np.float64]
     mean: npt.NDArray[np.float64]
     count: int = 0
+    samples: int = 0
 
-    def add(self, columns: Array) -> None:
-        """Add positions: columns [groups, n, K]."""
+    def add(self, columns: Array, samples: int) -> None:
+        """Add positions of so many samples: columns [groups, n, K]."""
+        self.samples += samples
         wide = columns.astype(np.float64)
         self.gram += np.matmul(wide.transpose(0, 2, 1), wide)
         self.mean += wide.sum(axis=1)
@@ -59,7 +62,7 @@ def collect_moments(
             x = tapped[unit.inputs[0]]
             wanted = ROWS_A_COLUMN * moments[unit.name].gram.shape[-1] // context.recipe.samples
             sample = columns(unit, x, max(positions, wanted), generator)
-            moments[unit.name].add(sample)
+            moments[unit.name].add(sample, len(x))
         context.report(Progress("collect second moments", done, context.batches_of(size)))
     runner.close()
     return moments

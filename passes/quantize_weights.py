@@ -19,8 +19,11 @@ from ptq.integer.units import Unit
 from ptq.integer.weights import unit_axis, unit_weight
 from ptq.passes.collect_grams import Moments, batches_of_units, collect_moments, weight_rows
 from ptq.passes.context import Context, Progress
-from ptq.passes.rounding import coordinate_descent, gptq, row_errors, search_scales
+from ptq.passes.rounding import Feedback, damped, gptq, refine, row_errors, search_scales
 from ptq.plan import Plan, WeightPlan
+
+DAMP_SAMPLES = 10.0
+DAMP_RANGE = (0.01, 0.1)
 
 Array = npt.NDArray[Any]
 Snap = Callable[[npt.NDArray[np.floating]], npt.NDArray[np.float32]]
@@ -62,9 +65,10 @@ def quantize_weight(
         scale, zero_point = search_scales(rows, grid, snap=snap)
         codes = grid.quantize(rows, scale, zero_point)
     else:
-        gram = moments.gram / max(moments.count, 1)
+        gram = second_moment(moments, centred=context.recipe.bias_correction)
         searches = [search_scales(rows, grid, weighing, snap=snap) for weighing in (gram, None)]
         codes, scale, zero_point = best_rounding(rows, gram, grid, searches)
+        codes, scale = refine(rows, codes, gram, grid, scale, zero_point, snap)
     return WeightPlan(
         grid,
         unit_axis(unit),
@@ -72,6 +76,21 @@ def quantize_weight(
         zero_point.astype(np.int64),
         in_layout(unit, codes),
     )
+
+
+def second_moment(moments: Moments, centred: bool) -> Floats:
+    """The matrix H of the layer error tr(dW H dW^T), [groups, K, K].
+
+    centred: without the mean's part, which bias correction removes afterwards anyway. Damped in
+    proportion to how few samples it was estimated from: DAMP_SAMPLES / samples of its mean
+    diagonal, within DAMP_RANGE.
+    """
+    count = max(moments.count, 1)
+    gram = moments.gram / count
+    if centred:
+        mean = moments.mean / count
+        gram = gram - mean[:, :, None] * mean[:, None, :]
+    return damped(gram, float(np.clip(DAMP_SAMPLES / max(moments.samples, 1), *DAMP_RANGE)))
 
 
 def best_rounding(
@@ -97,8 +116,7 @@ def best_rounding(
 
     w = spread([rows] * trials)
     scale, zero_point = (spread(column) for column in zip(*searches, strict=True))
-    codes = gptq(w, gram, grid, scale, zero_point)
-    codes = coordinate_descent(w, codes, gram, grid, scale, zero_point)
+    codes = gptq(w, gram, grid, scale, zero_point, Feedback(damp=0.0))
     error = row_errors(w, grid.dequantize(codes, scale, zero_point), gram)
     winner = split(error).argmin(axis=0)
     each = np.arange(len(rows))
