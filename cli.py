@@ -15,6 +15,7 @@ from ptq.report.commands import Commands, options_as
 from ptq.report.options import (
     CALIB,
     COMMON,
+    EFFORTS,
     EVAL,
     FILE,
     FLOAT,
@@ -58,6 +59,7 @@ class _Quantize(Choices):
     samples: int | None
     preprocess: str | None
     evaluation: Path | None
+    effort: str | None
     target: str | None
     io: str | None
     seed: int | None
@@ -76,6 +78,9 @@ class _Quantize(Choices):
     click.option("--samples", type=click.IntRange(min=1), help="Use at most so many samples."),
     PREPROCESS,
     EVAL,
+    click.option(
+        "--effort", type=click.Choice(EFFORTS), help="Time for accuracy.  [default: fast]"
+    ),
     click.option("--target", type=click.Choice(TARGETS), help="What to write.  [default: onnx]"),
     click.option("--io", type=click.Choice(("float", "integer")), help="Type of in- and outputs."),
     SEED,
@@ -91,6 +96,7 @@ def quantize(options: _Quantize) -> None:
     recipe = options.recipe(
         calib_method=options.calib_method,
         samples=options.samples,
+        effort=options.effort,
         target=options.target,
         io=options.io,
         seed=options.seed,

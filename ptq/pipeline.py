@@ -29,10 +29,11 @@ from ptq.passes.choose_activation_grids import ChooseActivationGrids
 from ptq.passes.collect_ranges import collect
 from ptq.passes.context import Batch, Context, Progress
 from ptq.passes.correct_bias import CorrectBias
+from ptq.passes.learn_rounding import LearnRounding
 from ptq.passes.prepare import prepare
 from ptq.passes.quantize_weights import QuantizeWeights
 from ptq.plan import Plan
-from ptq.recipe import Recipe
+from ptq.recipe import Effort, Recipe
 from ptq.report import artifact
 from ptq.report.summary import Report, make_report
 from ptq.targets import TARGETS
@@ -183,10 +184,30 @@ def correct_biases(context: Context, plan: Plan) -> Plan:
     return CorrectBias()(context, plan, deploy, lambda name: f"{name}_quantized")
 
 
+def learn_rounding(context: Context, plan: Plan) -> Plan:
+    """Gradient-based rounding, as much of it as the recipe's effort allows."""
+    for stage in LEARNING[context.recipe.effort]:
+        plan = stage(context, plan)
+    return plan
+
+
+LEARNING: dict[Effort, tuple[LearnRounding, ...]] = {
+    "fast": (),
+    "default": (
+        LearnRounding(iterations=200),
+        LearnRounding(iterations=100, lr=3e-3, bias_lr=3e-3, drop=0.0, whole=True),
+    ),
+    "best": (
+        LearnRounding(iterations=1000),
+        LearnRounding(iterations=400, lr=3e-3, bias_lr=3e-3, drop=0.0, whole=True),
+    ),
+}
+
 STAGES: tuple[Stage, ...] = (
     choose_activations,
     QuantizeWeights(),
     correct_biases,
+    learn_rounding,
 )
 
 

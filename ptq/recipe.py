@@ -11,10 +11,11 @@ import msgspec
 from ptq.errors import RecipeError
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
+Effort = Literal["fast", "default", "best"]
 Target = Literal["onnx", "onnx-qdq", "onnx-strict"]
 Bits = Annotated[int, msgspec.Meta(ge=2, le=8)]
 PRESETS = ("w8a8", "w4a8", "w4a4", "w3a8", "w2a8")
-_PRECISION = re.compile(r"w([2-8])a([48])")
+_PRECISION = re.compile(r"w([2-8])a([2-8])")
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -28,6 +29,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     rounding: 'gptq' minimises each layer's output error by second-order rounding (needs samples),
         'nearest' takes the nearest level.
     bias_correction: measure each layer's mean output error on the samples and subtract it.
+    effort: 'fast' is closed forms only; 'default' also learns codes and biases by gradients, block
+        by block and then in the whole network; 'best' takes more steps of that.
     include, exclude: globs, or regular expressions as 're:...', over node names and op types.
     strict: refuse anything that would stay float.
     io: 'float' quantises and dequantises at the boundary, 'integer' exposes codes there.
@@ -42,6 +45,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     calib_method: Method = "mse"
     rounding: Literal["nearest", "gptq"] = "gptq"
     bias_correction: bool = True
+    effort: Effort = "fast"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     strict: bool = False
@@ -55,12 +59,12 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """The recipe of a precision such as 'w4a8'; the presets are PRESETS, others follow suit.
 
         Raises:
-            RecipeError: not of the form w<2-8>a<4|8>.
+            RecipeError: not of the form w<2-8>a<2-8>.
         """
         match = _PRECISION.fullmatch(name.lower())
         if match is None:
             raise RecipeError(
-                f"--precision {name}: wanted w<2-8>a<4|8>, for instance {', '.join(PRESETS)}"
+                f"--precision {name}: wanted w<2-8>a<2-8>, for instance {', '.join(PRESETS)}"
             )
         return Recipe(weight_bits=int(match[1]), activation_bits=int(match[2]))
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ptq.recipe import Recipe
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
+EFFORTS = ("fast", "default", "best")
 TARGETS = ("onnx", "onnx-qdq", "onnx-strict")
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 COMMON = (

@@ -1,0 +1,312 @@
+"""Learn rounding: block by block, by gradients, on the integers that will run.
+
+Inputs of a block are codes that the already learned prefix makes, targets are the float model's
+outputs of the same block (BRECQ, arXiv 2102.05426); activations are left unrounded at random while
+learning (QDrop, arXiv 2203.05740). Scales stay as they are, so no multiplier changes.
+
+1. A block is kept only if it lowers its output's error on samples it has not seen.
+2. All of it is kept only if the outputs of the network come nearer to the float model's there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ptq.integer.blocks import Block, find_blocks, whole_network
+from ptq.integer.lower import lower
+from ptq.integer.program import Convolve, Gemm, Program, Step
+from ptq.passes.context import Context, Progress
+from ptq.plan import Plan
+
+if TYPE_CHECKING:
+    from ptq.passes.learning.learn_block import Batch, Options
+    from ptq.passes.learning.samples import SampleStore
+    from ptq.passes.learning.steps import BlockSteps
+
+Array = npt.NDArray[Any]
+
+HELD_OUT = 8
+"""One sample of so many is not learned on."""
+LARGEST_BATCH = 32
+
+
+@dataclass(frozen=True)
+class LearnRounding:
+    """Learned codes and biases of every weight on an affine uniform grid.
+
+    iterations: steps of Adam a block. batch: samples a step.
+    lr: of codes, in codes; bias_lr: of biases, in codes of the layer's output.
+    drop: probability that an element of an activation is left unrounded.
+    whole: the network is one block: what is left to gain once the blocks are good.
+    variable: 'latent' (any code, straight-through) or 'adaround' (one of two, soft).
+    regulariser: what drives adaround's soft codes to integers.
+    memory_bytes: for tensors of all samples; more goes to a temporary file.
+    """
+
+    iterations: int = 300
+    batch: int = 32
+    lr: float = 1e-2
+    bias_lr: float = 5e-3
+    drop: float = 0.5
+    whole: bool = False
+    variable: Literal["latent", "adaround"] = "latent"
+    regulariser: float = 1e-5
+    memory_bytes: int = 2 << 30
+
+    def __call__(self, context: Context, plan: Plan) -> Plan:
+        """A plan with learned codes and biases, or the same plan if they are no better."""
+        from ptq.passes.learning.samples import SampleStore
+
+        if self.whole:
+            blocks: tuple[Block, ...] = (whole_network(context.model, context.outline),)
+        else:
+            blocks = find_blocks(context.model, context.outline)
+        samples = _count(context)
+        if samples < 2 or not context.outline.weighted or not _free_batch(context):
+            return plan
+        half = self.memory_bytes // 2
+        stores = SampleStore(samples, half), SampleStore(samples, half)
+        with _one_thread(), stores[0] as given, stores[1] as exact:
+            return _Run(self, context, plan, blocks, given, exact).learn()
+
+
+class _Run:
+    """One run of the pass: the tensors between blocks, and what was learned so far."""
+
+    def __init__(
+        self,
+        how: LearnRounding,
+        context: Context,
+        plan: Plan,
+        blocks: Sequence[Block],
+        given: SampleStore,
+        exact: SampleStore,
+    ) -> None:
+        from ptq.passes.learning.steps import block_steps
+
+        self.how, self.context, self.plan, self.blocks = how, context, plan, blocks
+        self.program: Program = lower(context.model, context.outline, plan)
+        self.parts = [block_steps(self.program, block) for block in blocks]
+        self.given, self.exact = given, exact
+        order = context.generator().permutation(given.samples)
+        held = max(1, given.samples // HELD_OUT)
+        self.held_out, self.seen = np.sort(order[:held]), np.sort(order[held:])
+        self.started = time.monotonic()
+
+    def learn(self) -> Plan:
+        """Learn block after block."""
+        self._read_samples()
+        start = self.plan
+        plan = start
+        for index, (block, part) in enumerate(zip(self.blocks, self.parts, strict=True)):
+            self._run_float(block)
+            steps = self._learn_block(index, block, part)
+            plan = with_steps(self.program, plan, part.steps, steps)
+            self._run_integers(part, steps)
+            self._forget(index)
+        return plan if self._gains() else start
+
+    def _learn_block(self, index: int, block: Block, part: BlockSteps) -> tuple[Step, ...]:
+        """The block's learned steps, or its own if those are no better on held-out samples."""
+        from ptq.passes.learning.layers import learnable_layers
+        from ptq.passes.learning.learn_block import learn_block
+
+        layers = learnable_layers(part.steps, block.weighted, self.plan)
+        if not layers or not self._has_float_output(part):
+            return part.steps
+        before = self._block_error(part, part.steps)
+        total = self.how.iterations * len(self.blocks)
+
+        def report(done: int, loss: float) -> None:
+            whole = index * self.how.iterations + done
+            left_s = (time.monotonic() - self.started) * (total - whole) / whole
+            detail = f"{block.name}: error {loss:.3g}, {left_s:.0f} s left"
+            stage = "learn rounding of the whole" if self.how.whole else "learn rounding"
+            self.context.report(Progress(stage, whole, total, detail))
+
+        options = self._options(index)
+        learned = learn_block(
+            self.program, part, layers, lambda g: self._draw(part, g), options, report
+        )
+        after = self._block_error(part, learned)
+        return learned if after < before else part.steps
+
+    def _options(self, index: int) -> Options:
+        from ptq.passes.learning.learn_block import Options
+
+        how = self.how
+        return Options(
+            how.iterations, min(how.batch, len(self.seen)), how.lr, how.bias_lr, how.drop,
+            how.variable, how.regulariser, self.context.recipe.seed * 10_007 + index,
+        )  # fmt: skip
+
+    def _draw(self, part: BlockSteps, generator: np.random.Generator) -> Batch:
+        from ptq.passes.learning.learn_block import Batch
+
+        size = min(self.how.batch, len(self.seen))
+        index = np.sort(generator.choice(self.seen, size, replace=False))
+        inputs, outputs = _names(part)
+        return Batch(
+            self.given.take(inputs, index),
+            self.exact.take(inputs, index),
+            self.exact.take(outputs, index),
+        )
+
+    def _has_float_output(self, part: BlockSteps) -> bool:
+        return any(self.exact[name].dtype.kind == "f" for name in _names(part)[1])
+
+    def _block_error(self, part: BlockSteps, steps: tuple[Step, ...]) -> float:
+        """Squared error of the block's outputs over their energy on held-out samples."""
+        from ptq.passes.learning.learn_block import hard_run
+
+        run = hard_run(self.program, part, steps)
+        inputs, outputs = _names(part)
+        error = dict.fromkeys(outputs, 0.0)
+        energy = dict.fromkeys(outputs, 1e-12)
+        for index in _chunks(self.held_out):
+            found = run(self.given.take(inputs, index))
+            for name, wanted in self.exact.take(outputs, index).items():
+                if wanted.dtype.kind == "f":
+                    x = self._value(name, found[name])
+                    error[name] += float(np.square(x - wanted, dtype=np.float64).sum())
+                    energy[name] += float(np.square(wanted, dtype=np.float64).sum())
+        return sum(error[name] / energy[name] for name in outputs)
+
+    def _value(self, name: str, x: Array) -> Array:
+        return self.program.codes[name].dequantize(x) if x.dtype == np.uint8 else x
+
+    def _read_samples(self) -> None:
+        start = 0
+        for batch in self.context.batches(LARGEST_BATCH):
+            self.given.write(start, batch)
+            self.exact.write(start, batch)
+            start += len(next(iter(batch.values())))
+
+    def _run_float(self, block: Block) -> None:
+        """The float model's outputs of a block, from its outputs of the blocks before."""
+        import torch
+
+        from ptq.execute.differentiable import FloatGraph, to_array, to_tensor
+        from ptq.passes.learning.learn_block import device_of_choice
+
+        device = device_of_choice()
+        opset = self.context.model.opset_imports.get("", 21)
+        graph = FloatGraph(block.nodes, opset, outputs=block.outputs, device=device)
+        with torch.inference_mode():
+            for index in _chunks(np.arange(self.exact.samples)):
+                values = self.exact.take(block.inputs, index)
+                found = graph.run({name: to_tensor(x, device) for name, x in values.items()})
+                self.exact.write(int(index[0]), {n: to_array(x) for n, x in found.items()})
+
+    def _run_integers(self, part: BlockSteps, steps: tuple[Step, ...]) -> None:
+        from ptq.passes.learning.learn_block import hard_run
+
+        run = hard_run(self.program, part, steps)
+        for index in _chunks(np.arange(self.given.samples)):
+            self.given.write(int(index[0]), run(self.given.take(_names(part)[0], index)))
+
+    def _forget(self, index: int) -> None:
+        """Drop tensors that no later block and no comparison needs."""
+        ends = [*self.context.model.graph.inputs, *self.context.model.graph.outputs]
+        later = {name for block in self.blocks[index + 1 :] for name in block.inputs}
+        needed = later | {str(value.name) for value in ends}
+        self.given.keep(needed)
+        self.exact.keep(needed)
+
+    def _gains(self) -> bool:
+        """On held-out samples the outputs are nearer to the float model's than before."""
+        outputs = [str(value.name) for value in self.context.model.graph.outputs]
+        outputs = [name for name in outputs if name in self.given and name in self.exact]
+        before = after = 0.0
+        for index in _chunks(self.held_out):
+            wanted, learned = self.exact.take(outputs, index), self.given.take(outputs, index)
+            first = self._run_start(index)
+            for name in outputs:
+                if wanted[name].dtype.kind == "f":
+                    before += divergence(wanted[name], self._value(name, first[name]))
+                    after += divergence(wanted[name], self._value(name, learned[name]))
+        return after < before
+
+    def _run_start(self, index: npt.NDArray[np.intp]) -> Mapping[str, Array]:
+        """All tensors between blocks under the plan that learning started from."""
+        from ptq.passes.learning.learn_block import hard_run
+
+        names = [str(value.name) for value in self.context.model.graph.inputs]
+        values = self.given.take(names, index)
+        for part in self.parts:
+            values |= hard_run(self.program, part, part.steps)(values)
+        return values
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums of floats depend on the number of threads; one also never waits for a busy core."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def divergence(wanted: Array, found: Array) -> float:
+    """KL of softmax over the last axis of [n, classes] logits; else squared error over energy."""
+    if wanted.ndim != 2 or wanted.shape[1] < 2:
+        energy = float(np.square(wanted, dtype=np.float64).sum())
+        return float(np.square(found - wanted, dtype=np.float64).sum()) / max(energy, 1e-12)
+    p, q = (_log_softmax(x.astype(np.float64)) for x in (wanted, found))
+    return float((np.exp(p) * (p - q)).sum())
+
+
+def with_steps(program: Program, plan: Plan, before: Sequence[Step], after: Sequence[Step]) -> Plan:
+    """The plan whose lowering gives the changed steps: their codes and their biases."""
+    for old, new in zip(before, after, strict=True):
+        if new is old or not isinstance(new, Convolve | Gemm) or new.bias is None:
+            continue
+        weight = plan.weights[new.name]
+        shape = [1] * new.weight.ndim
+        shape[weight.axis] = -1
+        flipped = isinstance(new, Gemm) and new.transposed
+        integers = (new.weight.T if flipped else new.weight).astype(np.int64)
+        codes = np.ascontiguousarray(integers + weight.zero_point.reshape(shape), np.uint8)
+        unit = weight.scale.astype(np.float64) * float(program.codes[new.input].scale)
+        plan = plan.with_weights({new.name: replace(weight, codes=codes)})
+        plan = plan.with_biases({new.name: new.bias * unit})
+    return plan
+
+
+def _log_softmax(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    x = x - x.max(axis=-1, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))
+
+
+def _names(part: BlockSteps) -> tuple[list[str], list[str]]:
+    return [ref.name for ref in part.inputs], [ref.name for ref in part.outputs]
+
+
+def _chunks(index: npt.NDArray[np.intp]) -> Iterator[npt.NDArray[np.intp]]:
+    for start in range(0, len(index), LARGEST_BATCH):
+        yield index[start : start + LARGEST_BATCH]
+
+
+def _count(context: Context) -> int:
+    if context.samples is not None:
+        return context.samples
+    return sum(len(next(iter(batch.values()))) for batch in context.batches(LARGEST_BATCH))
+
+
+def _free_batch(context: Context) -> bool:
+    """The model takes any number of samples at a time."""
+    shapes = [value.shape for value in context.model.graph.inputs]
+    return all(
+        shape is not None and len(shape) and not isinstance(shape[0], int) for shape in shapes
+    )
