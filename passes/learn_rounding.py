@@ -2,7 +2,8 @@
 
 Inputs of a block are codes that the already learned prefix makes, targets are the float model's
 outputs of the same block (BRECQ, arXiv 2102.05426); activations are left unrounded at random while
-learning (QDrop, arXiv 2203.05740). Scales stay as they are, so no multiplier changes.
+learning if `drop` says so (QDrop, arXiv 2203.05740). Scales stay as they are, and so do the
+multipliers.
 
 1. A block is kept only if it lowers its output's error on samples it has not seen.
 2. All of it is kept only if the outputs of the network come nearer to the float model's there.
@@ -54,7 +55,7 @@ class LearnRounding:
     batch: int = 32
     lr: float = 1e-2
     bias_lr: float = 5e-3
-    drop: float = 0.5
+    drop: float = 0.0
     whole: bool = False
     variable: Literal["latent", "adaround"] = "latent"
     regulariser: float = 1e-5
@@ -221,18 +222,22 @@ class _Run:
         self.exact.keep(needed)
 
     def _gains(self) -> bool:
-        """On held-out samples the outputs are nearer to the float model's than before."""
+        """On held-out samples the outputs are nearer to the float model's than before.
+
+        Few samples make each measure noisy, KL most (a few close calls decide it), so their product
+        must fall.
+        """
         outputs = [str(value.name) for value in self.context.model.graph.outputs]
         outputs = [name for name in outputs if name in self.given and name in self.exact]
-        before = after = 0.0
+        before = after = np.zeros(2)
         for index in _chunks(self.held_out):
             wanted, learned = self.exact.take(outputs, index), self.given.take(outputs, index)
             first = self._run_start(index)
             for name in outputs:
                 if wanted[name].dtype.kind == "f":
-                    before += divergence(wanted[name], self._value(name, first[name]))
-                    after += divergence(wanted[name], self._value(name, learned[name]))
-        return after < before
+                    before = before + distances(wanted[name], self._value(name, first[name]))
+                    after = after + distances(wanted[name], self._value(name, learned[name]))
+        return bool(after.prod() < before.prod())
 
     def _run_start(self, index: npt.NDArray[np.intp]) -> Mapping[str, Array]:
         """All tensors between blocks under the plan that learning started from."""
@@ -258,13 +263,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def divergence(wanted: Array, found: Array) -> float:
-    """KL of softmax over the last axis of [n, classes] logits; else squared error over energy."""
+def distances(wanted: Array, found: Array) -> npt.NDArray[np.float64]:
+    """[KL, squared error] of outputs; KL only of [n, classes], else squared error twice."""
+    squared = float(np.square(found - wanted, dtype=np.float64).sum())
     if wanted.ndim != 2 or wanted.shape[1] < 2:
-        energy = float(np.square(wanted, dtype=np.float64).sum())
-        return float(np.square(found - wanted, dtype=np.float64).sum()) / max(energy, 1e-12)
+        return np.array([squared, squared])
     p, q = (_log_softmax(x.astype(np.float64)) for x in (wanted, found))
-    return float((np.exp(p) * (p - q)).sum())
+    return np.array([(np.exp(p) * (p - q)).sum(), squared])
 
 
 def with_steps(program: Program, plan: Plan, before: Sequence[Step], after: Sequence[Step]) -> Plan:

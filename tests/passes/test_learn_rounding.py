@@ -16,7 +16,7 @@ from ptq.integer.outline import outline
 from ptq.integer.reference import Reference
 from ptq.model import load
 from ptq.passes.context import Context, Progress
-from ptq.passes.learn_rounding import LearnRounding, divergence
+from ptq.passes.learn_rounding import LearnRounding, distances
 from ptq.passes.prepare import prepare
 from ptq.pipeline import make_plan
 from ptq.plan import Plan
@@ -161,9 +161,13 @@ def test_random_graphs_learn_or_stay(seed: int) -> None:
     lower(context.model, context.outline, after)
 
 
-def test_divergence_is_zero_only_for_the_same_distribution() -> None:
+def test_distances_see_a_change_of_the_distribution_and_of_the_values() -> None:
     logits = np.array([[1.0, 2.0, 3.0]], np.float32)
-    assert divergence(logits, logits + 1) == pytest.approx(0, abs=1e-12)
-    assert divergence(logits, logits * 2) > 0.1
+    np.testing.assert_allclose(distances(logits, logits + 1), [0, 3], atol=1e-12)
+    assert distances(logits, logits * 2)[0] > 0.1
     image = np.ones((1, 1, 2, 2), np.float32)
-    assert divergence(image, 2 * image) == pytest.approx(1)
+    np.testing.assert_allclose(distances(image, 2 * image), [4, 4])
+
+
+def test_dropped_quantisation_still_learns(digits: tuple[Context, Plan]) -> None:
+    assert logits_error(digits[0], replace(SHORT, drop=0.5)(*digits)) < logits_error(*digits)
