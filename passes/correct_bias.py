@@ -9,7 +9,7 @@ Source: "Data-Free Quantization", arXiv 1906.04721, section 4.2, with measured m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,22 +24,20 @@ from ptq.passes.collect_grams import groups, mean_column, weight_rows
 from ptq.passes.context import Context, Progress
 from ptq.plan import Plan
 
-Deploy = Callable[[Plan], ir.Model]
-"""Builds the integer model of a plan."""
+Deploy = Callable[[Plan], tuple[ir.Model, Mapping[str, str]]]
+"""Builds the integer model of a plan, and says what it calls the codes of each tensor."""
 Totals = dict[tuple[int, ...], tuple[Any, int]]
 """Sums over samples of one tensor, and how many, by the shape of a sample."""
-CodeName = Callable[[str], str]
-"""What that model calls the codes of a tensor."""
 
 
 @dataclass(frozen=True)
 class CorrectBias:
     """One pass over the samples through the integer network; all layers are corrected at once."""
 
-    def __call__(self, context: Context, plan: Plan, deploy: Deploy, code_name: CodeName) -> Plan:
+    def __call__(self, context: Context, plan: Plan, deploy: Deploy) -> Plan:
         """A plan whose biases cancel the mean error of the rounded weights."""
         units = [unit for unit in context.outline.weighted if unit.name in plan.weights]
-        totals = _sum_inputs(context, plan, units, deploy, code_name)
+        totals = _sum_inputs(context, plan, units, deploy)
         changes = {}
         for unit in units:
             parts = [mean_column(unit, *part) for part in totals[unit.inputs[0]].values()]
@@ -48,17 +46,18 @@ class CorrectBias:
 
 
 def _sum_inputs(
-    context: Context, plan: Plan, units: Sequence[Unit], deploy: Deploy, code_name: CodeName
+    context: Context, plan: Plan, units: Sequence[Unit], deploy: Deploy
 ) -> dict[str, Totals]:
     """Every unit's input in the quantised network, summed over the samples."""
     taps = list(dict.fromkeys(unit.inputs[0] for unit in units))
     totals: dict[str, Totals] = {name: {} for name in taps}
-    runner = FloatRunner(deploy(plan), [code_name(name) for name in taps])
+    model, names = deploy(plan)
+    runner = FloatRunner(model, [names[name] for name in taps])
     size = context.batch_size(taps)
     for done, batch in enumerate(context.batches(size), 1):
         tapped = runner.run(batch)
         for name in taps:
-            codes, grid = tapped[code_name(name)], plan.activations[context.outline.site(name)]
+            codes, grid = tapped[names[name]], plan.activations[context.outline.site(name)]
             centred = codes.sum(axis=0, dtype=np.int64) - len(codes) * grid.zero_point
             before, count = totals[name].get(codes.shape[1:], (0.0, 0))
             totals[name][codes.shape[1:]] = (

@@ -37,6 +37,7 @@ from ptq.recipe import Effort, Recipe
 from ptq.report import artifact
 from ptq.report.summary import Report, make_report
 from ptq.targets import TARGETS
+from ptq.targets.names import code_names
 
 _LOG = logging.getLogger("ptq")
 
@@ -177,11 +178,11 @@ def correct_biases(context: Context, plan: Plan) -> Plan:
     if not context.recipe.bias_correction or not context.outline.weighted:
         return plan
 
-    def deploy(current: Plan) -> ir.Model:
+    def deploy(current: Plan) -> tuple[ir.Model, dict[str, str]]:
         program = lower(context.model, context.outline, current)
-        return TARGETS["onnx"](program, io="float")
+        return TARGETS["onnx"](program, io="float"), code_names(program, "float")
 
-    return CorrectBias()(context, plan, deploy, lambda name: f"{name}_quantized")
+    return CorrectBias()(context, plan, deploy)
 
 
 def learn_rounding(context: Context, plan: Plan) -> Plan:

@@ -18,7 +18,7 @@ from ptq.passes.prepare import prepare
 from ptq.report.artifact import Manifest, float_source, load_manifest, load_program
 from ptq.report.verification import Subject, Verification, verify
 from ptq.targets import TARGETS
-from ptq.targets.names import Io, value_names
+from ptq.targets.names import code_names
 
 _LOG = logging.getLogger("ptq")
 
@@ -80,11 +80,6 @@ def verify_file(
         threads=options.threads,
         progress=None if progress is None else lambda done: progress(done, total),
     )
-
-
-def code_names(program: Program, io: Io) -> dict[str, str]:
-    """Value name -> what its codes are called in an emitted graph."""
-    return {ref.name: name for ref, name in value_names(program, io).items() if ref.codes}
 
 
 def boundary_specs(program: Program) -> tuple[InputSpec, ...]:

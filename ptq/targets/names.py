@@ -54,3 +54,8 @@ def free_name(name: str, taken: set[str]) -> str:
         name, count = f"{wanted}_{count}", count + 1
     taken.add(name)
     return name
+
+
+def code_names(program: Program, io: Io) -> dict[str, str]:
+    """Value name -> what its codes are called in an emitted graph."""
+    return {ref.name: name for ref, name in value_names(program, io).items() if ref.codes}
