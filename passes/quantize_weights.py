@@ -65,7 +65,7 @@ def quantize_weight(
         scale, zero_point = search_scales(rows, grid, snap=snap)
         codes = grid.quantize(rows, scale, zero_point)
     else:
-        gram = second_moment(moments, centred=context.recipe.bias_correction)
+        gram = second_moment(moments)
         searches = [search_scales(rows, grid, weighing, snap=snap) for weighing in (gram, None)]
         codes, scale, zero_point = best_rounding(rows, gram, grid, searches)
         codes, scale = refine(rows, codes, gram, grid, scale, zero_point, snap)
@@ -78,18 +78,14 @@ def quantize_weight(
     )
 
 
-def second_moment(moments: Moments, centred: bool) -> Floats:
+def second_moment(moments: Moments) -> Floats:
     """The matrix H of the layer error tr(dW H dW^T), [groups, K, K].
 
-    centred: without the mean's part, which bias correction removes afterwards anyway. Damped in
-    proportion to how few samples it was estimated from: DAMP_SAMPLES / samples of its mean
-    diagonal, within DAMP_RANGE.
+    Not centred, although bias correction removes the mean error: means differ from sample to
+    sample. Damped in proportion to how few samples it was estimated from: DAMP_SAMPLES / samples
+    of its mean diagonal, within DAMP_RANGE.
     """
-    count = max(moments.count, 1)
-    gram = moments.gram / count
-    if centred:
-        mean = moments.mean / count
-        gram = gram - mean[:, :, None] * mean[:, None, :]
+    gram = moments.gram / max(moments.count, 1)
     return damped(gram, float(np.clip(DAMP_SAMPLES / max(moments.samples, 1), *DAMP_RANGE)))
 
 
