@@ -194,13 +194,10 @@ def learn_rounding(context: Context, plan: Plan) -> Plan:
 
 LEARNING: dict[Effort, tuple[LearnRounding, ...]] = {
     "fast": (),
-    "default": (
-        LearnRounding(iterations=200),
-        LearnRounding(iterations=100, lr=3e-3, bias_lr=3e-3, drop=0.0, whole=True),
-    ),
+    "default": (LearnRounding(iterations=150),),
     "best": (
-        LearnRounding(iterations=1000),
-        LearnRounding(iterations=400, lr=3e-3, bias_lr=3e-3, drop=0.0, whole=True),
+        LearnRounding(iterations=600),
+        LearnRounding(iterations=100, lr=0.0, bias_lr=1e-3, whole=True),
     ),
 }
 

@@ -30,7 +30,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         'nearest' takes the nearest level.
     bias_correction: measure each layer's mean output error on the samples and subtract it.
     effort: 'fast' is closed forms only; 'default' also learns codes and biases by gradients, block
-        by block and then in the whole network; 'best' takes more steps of that.
+        by block; 'best' takes more steps, and learns biases in the whole network after that.
     include, exclude: globs, or regular expressions as 're:...', over node names and op types.
     strict: refuse anything that would stay float.
     io: 'float' quantises and dequantises at the boundary, 'integer' exposes codes there.
