@@ -11,6 +11,7 @@ multipliers.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from ptq.passes.learning.steps import BlockSteps
 
 Array = npt.NDArray[Any]
+
+_LOG = logging.getLogger("ptq")
 
 HELD_OUT = 8
 """One sample of so many is not learned on."""
@@ -70,7 +73,9 @@ class LearnRounding:
         else:
             blocks = find_blocks(context.model, context.outline)
         samples = _count(context)
-        if samples < 2 or not context.outline.weighted or not _free_batch(context):
+        reason = _obstacle(context, samples)
+        if reason is not None:
+            _LOG.warning("rounding is not learned: %s", reason)
             return plan
         half = self.memory_bytes // 2
         stores = SampleStore(samples, half), SampleStore(samples, half)
@@ -309,9 +314,17 @@ def _count(context: Context) -> int:
     return sum(len(next(iter(batch.values()))) for batch in context.batches(LARGEST_BATCH))
 
 
-def _free_batch(context: Context) -> bool:
-    """The model takes any number of samples at a time."""
+def _obstacle(context: Context, samples: int) -> str | None:
+    """Why nothing can be learned, or None."""
+    from ptq.execute.differentiable import unsupported
+
     shapes = [value.shape for value in context.model.graph.inputs]
-    return all(
-        shape is not None and len(shape) and not isinstance(shape[0], int) for shape in shapes
-    )
+    if samples < 2:
+        return "it needs two samples at least"
+    if not context.outline.weighted:
+        return "no layer has a weight"
+    if any(not shape or isinstance(shape[0], int) for shape in shapes):
+        return "the model's batch size is fixed"
+    if missing := unsupported(context.model.graph):
+        return f"no gradients of {', '.join(missing)}"
+    return None

@@ -182,13 +182,15 @@ def test_an_operator_without_gradients_leaves_the_plan_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     b = GraphBuilder(np.random.default_rng(0))
-    y = b.node("Det", [b.node("Conv", ["x", b.weight(2, 2, 1, 1)])])
-    model = b.model({"x": (2, 3, 3)}, {y: (2,)})
+    rois = b.constant(np.array([[0, 0, 0, 2, 2]], np.float32))
+    y = b.node("Conv", ["x", b.weight(2, 2, 1, 1)])
+    y = b.node("MaxRoiPool", [y, rois], pooled_shape=[1, 1])
+    model = b.model({"x": (2, 3, 3)}, {y: (2, 1, 1)})
     samples = {"x": np.random.default_rng(0).normal(size=(4, 2, 3, 3)).astype(np.float32)}
     context = context_of(model, samples)
     plan = make_plan(context)
     assert SHORT(context, plan) is plan
-    assert "Det" in caplog.text
+    assert "MaxRoiPool" in caplog.text
 
 
 @pytest.mark.slow
