@@ -22,7 +22,7 @@ from ptq.passes.prepare import prepare
 from ptq.pipeline import make_plan
 from ptq.plan import Plan
 from ptq.recipe import Recipe
-from tests.graphs import random_graph
+from tests.graphs import GraphBuilder, random_graph
 
 DIGITS = Path(__file__).parents[2] / "calib_data"
 SHORT = LearnRounding(iterations=40, batch=16, lr=2e-2)
@@ -176,6 +176,21 @@ def test_distances_see_a_change_of_the_distribution_and_of_the_values() -> None:
 
 def test_dropped_quantisation_still_learns(digits: tuple[Context, Plan]) -> None:
     assert logits_error(digits[0], replace(SHORT, drop=0.5)(*digits)) < logits_error(*digits)
+
+
+def test_an_operator_without_gradients_leaves_the_plan_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    b = GraphBuilder(np.random.default_rng(0))
+    rois = b.constant(np.array([[0, 0, 0, 2, 2]], np.float32))
+    y = b.node("Conv", ["x", b.weight(2, 2, 1, 1)])
+    y = b.node("MaxRoiPool", [y, rois], pooled_shape=[1, 1])
+    model = b.model({"x": (2, 3, 3)}, {y: (2, 1, 1)})
+    samples = {"x": np.random.default_rng(0).normal(size=(4, 2, 3, 3)).astype(np.float32)}
+    context = context_of(model, samples)
+    plan = make_plan(context)
+    assert SHORT(context, plan) is plan
+    assert "MaxRoiPool" in caplog.text
 
 
 @pytest.mark.slow
