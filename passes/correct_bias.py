@@ -22,6 +22,7 @@ from ptq.integer.units import Unit
 from ptq.integer.weights import unit_axis, unit_bias
 from ptq.passes.collect_grams import groups, mean_column, weight_rows
 from ptq.passes.context import Context, Progress
+from ptq.passes.rounding import bias_shift
 from ptq.plan import Plan
 
 Deploy = Callable[[Plan], tuple[ir.Model, Mapping[str, str]]]
@@ -73,6 +74,5 @@ def own_shift(unit: Unit, plan: Plan, total: npt.NDArray[np.float64]) -> npt.NDA
     """E[W x^] - E[W^ x^], [channels], from what `mean_column` summed up."""
     exact = weight_rows(unit).astype(np.float64)
     rounded = np.moveaxis(plan.weights[unit.name].dequantize(), unit_axis(unit), 0)
-    error = (exact - rounded.reshape(exact.shape)).reshape(groups(unit), -1, exact.shape[1])
     mean = (total[:-1] / max(total[-1], 1)).reshape(groups(unit), -1)
-    return np.asarray(np.einsum("gok,gk->go", error, mean)).reshape(-1)
+    return bias_shift(exact, rounded.reshape(exact.shape), mean, mean)

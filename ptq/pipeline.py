@@ -240,4 +240,4 @@ def _silent(progress: Progress) -> None:
     _LOG.debug("%s %s/%s", progress.stage, progress.done, progress.total)
 
 
-__all__ = ["STAGES", "Path", "Result", "make_plan", "quantize"]
+__all__ = ["STAGES", "Result", "make_plan", "quantize"]
