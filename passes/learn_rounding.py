@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -148,10 +148,10 @@ class _Run:
         from ptq.passes.learning.learn_block import Options
 
         how = self.how
-        return Options(
-            how.iterations, min(how.batch, len(self.seen)), how.lr, how.bias_lr, how.drop,
-            how.variable, how.regulariser, self.context.recipe.seed * 10_007 + index,
-        )  # fmt: skip
+        rates = {"codes": how.lr, "bias": how.bias_lr}
+        batch = min(how.batch, len(self.seen))
+        seed = self.context.recipe.seed * 10_007 + index
+        return Options(how.iterations, batch, rates, how.drop, how.variable, how.regulariser, seed)
 
     def _draw(self, part: BlockSteps, generator: np.random.Generator) -> Batch:
         from ptq.passes.learning.learn_block import Batch
@@ -280,16 +280,12 @@ def distances(wanted: Array, found: Array) -> npt.NDArray[np.float64]:
 def with_steps(program: Program, plan: Plan, before: Sequence[Step], after: Sequence[Step]) -> Plan:
     """The plan whose lowering gives the changed steps: their codes and their biases."""
     for old, new in zip(before, after, strict=True):
-        if new is old or not isinstance(new, Convolve | Gemm) or new.bias is None:
+        if new is old or not isinstance(new, Convolve | Gemm):
             continue
-        weight = plan.weights[new.name]
-        shape = [1] * new.weight.ndim
-        shape[weight.axis] = -1
-        flipped = isinstance(new, Gemm) and new.transposed
-        integers = (new.weight.T if flipped else new.weight).astype(np.int64)
-        codes = np.ascontiguousarray(integers + weight.zero_point.reshape(shape), np.uint8)
-        unit = weight.scale.astype(np.float64) * float(program.codes[new.input].scale)
-        plan = plan.with_weights({new.name: replace(weight, codes=codes)})
+        if new.stored is None or new.bias is None:
+            continue
+        unit = new.stored.scale.astype(np.float64) * float(program.codes[new.input].scale)
+        plan = plan.with_weights({new.name: new.stored})
         plan = plan.with_biases({new.name: new.bias * unit})
     return plan
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ptq.execute.differentiable import ProgramGraph, ProgramValues, Quantiser, drop_quantization
 from ptq.integer.program import Program, Ref, Step
-from ptq.passes.learning.layers import Layer, Learned
+from ptq.passes.learning.layers import Layer
+from ptq.passes.learning.learned import Learned, start_learning
 from ptq.passes.learning.steps import BlockSteps
 
 Array = npt.NDArray[Any]
@@ -25,12 +26,11 @@ BETA = (20.0, 2.0)
 
 @dataclass(frozen=True)
 class Options:
-    """How a block is learned; see LearnRounding."""
+    """How a block is learned; see LearnRounding. rates: learning rates by kind of parameter."""
 
     iterations: int
     batch: int
-    lr: float
-    bias_lr: float
+    rates: Mapping[str, float]
     drop: float
     variable: str
     regulariser: float
@@ -64,14 +64,10 @@ def learn_block(
     noise = torch.Generator(device).manual_seed(options.seed)
     names = [ref.name for ref in block.outputs]
     graph = ProgramGraph(program, block.steps, outputs=names, exact=False, device=device)
-    learned = [Learned(layer, options.variable, device) for layer in layers]
-    optimizer = torch.optim.Adam(
-        [
-            {"params": [part.codes.parameter for part in learned], "lr": options.lr},
-            {"params": [part.shift for part in learned], "lr": options.bias_lr},
-        ],
-        betas=(0.9, 0.99),
-    )
+    learned = start_learning(layers, options.variable, device)
+    if not learned:
+        return block.steps
+    optimizer = torch.optim.Adam(_groups(learned, options), betas=(0.9, 0.99))
     rates = [group["lr"] for group in optimizer.param_groups]
     for done in range(options.iterations):
         share = done / options.iterations
@@ -91,7 +87,7 @@ def learn_block(
         total.backward()
         optimizer.step()
         for part in learned:
-            part.codes.settle()
+            part.variable.settle()
         report(done + 1, float(loss.detach()))
     return with_learned(block.steps, learned)
 
@@ -103,11 +99,7 @@ def device_of_choice() -> torch.device:
 
 def with_learned(steps: tuple[Step, ...], learned: list[Learned]) -> tuple[Step, ...]:
     """Steps whose weights and biases are what was learned."""
-    changed: dict[str, Step] = {}
-    for part in learned:
-        codes, bias = part.result()
-        weight = (codes - part.layer.zero_point).astype(np.int8)
-        changed[part.layer.step.name] = replace(part.layer.step, weight=weight, bias=bias)
+    changed: dict[str, Step] = {part.layer.step.name: part.step() for part in learned}
     return tuple(changed.get(step.name, step) for step in steps)
 
 
@@ -201,12 +193,21 @@ def _capturing(inner: Quantiser, names: list[str], captured: dict[str, Tensor]) 
     return quantise
 
 
+def _groups(learned: list[Learned], options: Options) -> list[dict[str, Any]]:
+    """The optimizer's parameter groups, one for each kind of parameter."""
+    kinds: dict[str, list[Tensor]] = {}
+    for part in learned:
+        for kind, tensor in part.parameters().items():
+            kinds.setdefault(kind, []).append(tensor)
+    return [{"params": tensors, "lr": options.rates[kind]} for kind, tensors in kinds.items()]
+
+
 def _penalty(learned: list[Learned], share: float, options: Options) -> Tensor | float:
     if share < WARM_UP:
         return 0.0
     beta = BETA[1] + (BETA[0] - BETA[1]) * 0.5 * (
         1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP))
     )
-    parts = [part.codes.penalty(beta) for part in learned]
+    parts = [part.variable.penalty(beta) for part in learned]
     found = [part for part in parts if part is not None]
     return options.regulariser * torch.stack(found).sum() if found else 0.0

@@ -112,12 +112,11 @@ def _perturbed(step: Any, plan: Plan, rng: np.random.Generator) -> Any:
     """The step with random other codes of its grid, and another bias."""
     if not hasattr(step, "weight"):
         return step
-    weight = plan.weights[step.name]
-    shape = [1] * step.weight.ndim
-    shape[0 if step.weight.ndim > 2 else -1] = -1
-    codes = rng.integers(0, weight.grid.size, step.weight.shape)
-    integers = (codes - weight.zero_point.reshape(shape)).astype(np.int8)
-    return replace(step, weight=integers, bias=step.bias + 5)
+    stored = plan.weights[step.name]
+    codes = rng.integers(0, stored.grid.size, stored.require_codes().shape).astype(np.uint8)
+    stored = replace(stored, codes=codes)
+    weight = stored.decode().T if getattr(step, "transposed", False) else stored.decode()
+    return replace(step, weight=weight, bias=step.bias + 5, stored=stored)
 
 
 def test_same_seed_same_plan_whatever_the_threads_and_the_memory(
