@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -65,6 +65,7 @@ class _Quantize(Choices):
     seed: int | None
     measure: bool
     force: bool
+    trust: bool
 
 
 @main.command()
@@ -86,10 +87,14 @@ class _Quantize(Choices):
     SEED,
     click.option("--measure/--no-measure", default=True, help="Compare and time the result."),
     click.option("--force", is_flag=True, help="Replace OUT if it exists."),
+    click.option("--trust", is_flag=True, help="Read a .pt2 MODEL, which may run code in it."),
     *COMMON,
 )
 def quantize(options: _Quantize) -> None:
-    """Quantise the ONNX file MODEL and write an integer-only one."""
+    """Quantise MODEL, an ONNX file, and write an integer-only one.
+
+    A torch.export archive (.pt2) is exported to a float ONNX file beside OUT first.
+    """
     from ptq.report import artifact
     from ptq.report.console import print_report
 
@@ -101,15 +106,27 @@ def quantize(options: _Quantize) -> None:
         io=options.io,
         seed=options.seed,
     )
-    stem = options.model.name.removesuffix(".onnx")
+    stem = options.model.name.removesuffix(".onnx").removesuffix(".pt2")
     out = options.output or options.model.with_name(f"{stem}.{recipe.precision}.onnx")
     artifact.check(out, force=options.force, sources=[options.model])
+    if options.model.suffix == ".pt2":
+        options = replace(options, model=_exported(options, out.with_name(f"{stem}.onnx")))
     if options.bits is not None and not options.quiet:
         click.echo(_what_bits_mean(recipe), err=True)
     report = _quantize_to(out, options, recipe)
     _emit(options, {"command": "quantize", "output": str(out)}, report, print_report)
     if not (options.as_json or options.quiet):
         click.echo(f"wrote {out}")
+
+
+def _exported(options: _Quantize, out: Path) -> Path:
+    """Export the archive MODEL to the float ONNX file `out`, which later commands compare with."""
+    from ptq.from_torch import write_onnx
+
+    write_onnx(options.model, out, trust=options.trust, force=options.force)
+    if not options.quiet:
+        click.echo(f"exported {options.model} to {out}", err=True)
+    return out
 
 
 def _what_bits_mean(recipe: Recipe) -> str:

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import onnx
 import onnx_ir as ir
 
 from ptq import safety
 from ptq.errors import InvalidModelError, UnsupportedModelError
+from ptq.from_torch import SUFFIXES, from_torch, is_torch
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
 
-Source = str | Path | bytes | onnx.ModelProto | ir.Model
+Source: TypeAlias = (
+    "str | Path | bytes | onnx.ModelProto | ir.Model | torch.nn.Module | ExportedProgram"
+)
 
 
-def load(source: Source) -> ir.Model:
-    """Read a float ONNX model; weights beside the file stay on disk, memory-mapped.
+def load(source: Source, *, example_inputs: Any = None, dynamic_shapes: Any = None) -> ir.Model:
+    """Read a float ONNX model, or export a torch network to one.
+
+    Weights beside the file stay on disk, memory-mapped. example_inputs, dynamic_shapes: of a torch
+    module, see `ptq.from_torch`.
 
     Raises:
         InvalidModelError: not an ONNX model, or one that breaks ONNX's rules.
@@ -32,7 +43,13 @@ def load(source: Source) -> ir.Model:
         return _from_proto(_parse(memoryview(source), "model bytes"), None)
     if isinstance(source, str | Path):
         return _from_path(Path(source))
-    raise UnsupportedModelError(_how_to_export(source))
+    if is_torch(source):
+        return from_torch(source, example_inputs, dynamic_shapes)
+    kind = f"{type(source).__module__}.{type(source).__qualname__}"
+    raise UnsupportedModelError(
+        f"model: got a {kind}; wanted a path, bytes, an onnx.ModelProto, an onnx_ir.Model, a torch "
+        "module or an ExportedProgram."
+    )
 
 
 def _from_path(path: Path) -> ir.Model:
@@ -41,6 +58,11 @@ def _from_path(path: Path) -> ir.Model:
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "not a regular file"
         raise InvalidModelError(f"{path}: is {kind}. Give the path of an .onnx file.")
+    if path.suffix in SUFFIXES:
+        raise UnsupportedModelError(
+            f"{path}: a torch.export archive; here wanted an .onnx file. `ptq quantize {path.name} "
+            f"--trust` reads it, and writes the float ONNX model too."
+        )
     size_bytes = path.stat().st_size
     if size_bytes == 0:
         raise InvalidModelError(f"{path}: the file is empty. Export or download it again.")
@@ -110,13 +132,3 @@ def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}"[:300]
-
-
-def _how_to_export(source: object) -> str:
-    kind = f"{type(source).__module__}.{type(source).__qualname__}"
-    if any(base.__module__.startswith("torch.") for base in type(source).__mro__):
-        return (
-            f"model: got a {kind}; wanted an ONNX model. Export it first: "
-            f"torch.onnx.export(module, example_inputs, dynamo=True).model"
-        )
-    return f"model: got a {kind}; wanted a path, bytes, an onnx.ModelProto or an onnx_ir.Model."

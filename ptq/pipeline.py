@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -38,6 +38,9 @@ from ptq.report import artifact
 from ptq.report.summary import Report, make_report
 from ptq.targets import TARGETS
 from ptq.targets.names import code_names
+
+if TYPE_CHECKING:
+    import torch
 
 _LOG = logging.getLogger("ptq")
 
@@ -77,6 +80,16 @@ class Result:
         """
         artifact.save(self, path, force=force, source=self.source)
 
+    def as_module(self) -> torch.nn.Module:
+        """The quantised network as a torch module: the same codes, and gradients to its inputs.
+
+        Raises:
+            UnsupportedModelError: a float island has an operator that runs in onnxruntime only.
+        """
+        from ptq.execute.differentiable.module import ProgramModule
+
+        return ProgramModule(self.program)
+
 
 def quantize(
     model: Any,
@@ -85,12 +98,15 @@ def quantize(
     *,
     preprocess: Preprocess | None = None,
     progress: Callable[[Progress], None] | None = None,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
 ) -> Result:
     """Quantise a trained network on a few unlabelled samples.
 
-    model: path, bytes, ModelProto or onnx_ir.Model. calib: anything `open_calibration` reads, or
-    None for synthetic samples. progress: called with every step of every stage; an exception
-    raised in it cancels the run.
+    model: path, bytes, ModelProto, onnx_ir.Model, nn.Module, fx.GraphModule or ExportedProgram.
+    calib: anything `open_calibration` reads, or None for synthetic samples. progress: called with
+    every step of every stage; an exception raised in it cancels the run. example_inputs,
+    dynamic_shapes: what torch.export traces a module on, see `ptq.from_torch`.
 
     Raises:
         ModelError: the model is invalid, unsafe, or not supported as asked.
@@ -100,7 +116,7 @@ def quantize(
     recipe = recipe or Recipe()
     report = progress or _silent
     report(Progress("prepare", 0, None))
-    float_model = prepare(load(model))
+    float_model = prepare(load(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes))
     sketch = outline(float_model, recipe)
     specs = input_specs(float_model)
     if preprocess is None and isinstance(calib, str | Path):
