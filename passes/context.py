@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ptq.execute.taps import graph_values
+from ptq.integer.layer_precision import weight_bits
 from ptq.integer.units import Outline, Unit
 from ptq.recipe import Recipe
 
@@ -48,9 +49,8 @@ class Context:
     samples: int | None = None
 
     def weight_bits(self, unit: Unit) -> int:
-        """Width of a unit's weights: the recipe's, or `edge_bits` at the first and last."""
-        edge = self.recipe.edge_bits
-        return edge if unit.edge and edge is not None else self.recipe.weight_bits
+        """Width of a unit's weights."""
+        return weight_bits(unit, self.recipe)
 
     def batch_size(self, taps: Sequence[str]) -> int:
         """How many samples at a time keep the tapped float tensors within TAPPED_BYTES.

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnx_ir.traversal
 
 from ptq.errors import ModelError
+from ptq.integer.layer_precision import weight_bits
 from ptq.integer.outline import outline
 from ptq.model import load
 from ptq.passes.prepare import prepare
@@ -93,7 +94,7 @@ def inspect_file(path: Path, recipe: Recipe | None = None) -> Inspection:
             Layer(
                 unit.name,
                 unit.kind,
-                None if unit.weight is None else _weight_bits(recipe, unit.edge),
+                None if unit.weight is None else weight_bits(unit, recipe),
                 None,
                 None,
             )
@@ -118,10 +119,6 @@ def inspect_file(path: Path, recipe: Recipe | None = None) -> Inspection:
         runtime=runtime,
         runtime_error=error,
     )
-
-
-def _weight_bits(recipe: Recipe, edge: bool) -> int:
-    return recipe.edge_bits or recipe.weight_bits if edge else recipe.weight_bits
 
 
 def _runtime(path: Path) -> tuple[RuntimeGraph | None, str]:

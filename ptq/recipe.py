@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from ptq.errors import RecipeError
+from ptq.precision import check_map
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 Effort = Literal["fast", "default", "best"]
@@ -24,6 +25,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     weight_bits, activation_bits: of every layer but the first and last.
     edge_bits: weights of the first and last layers, whose inputs then keep 8 bits; None: like the
         others in both.
+    precision_map: pattern -> 'w4a8', 'w8', 'a4' or 'float' for single layers (ptq.precision).
     symmetric: weight zero points fixed at mid-range rather than searched per channel.
     calib_method: how activation ranges are chosen from the histograms.
     rounding: 'gptq' minimises each layer's output error by second-order rounding (needs samples),
@@ -41,6 +43,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     weight_bits: Bits = 8
     activation_bits: Bits = 8
     edge_bits: Bits | None = 8
+    precision_map: dict[str, str] = {}
     symmetric: bool = False
     calib_method: Method = "mse"
     rounding: Literal["nearest", "gptq"] = "gptq"
@@ -53,6 +56,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     target: Target = "onnx"
     samples: Annotated[int, msgspec.Meta(ge=1)] = 1024
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_map(self.precision_map, "precision_map")
 
     @staticmethod
     def preset(name: str) -> Recipe:
@@ -106,5 +112,5 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @property
     def precision(self) -> str:
-        """The field's short name, for instance 'w4a8'."""
-        return f"w{self.weight_bits}a{self.activation_bits}"
+        """The field's short name, for instance 'w4a8'; 'mixed' if a map chooses."""
+        return "mixed" if self.precision_map else f"w{self.weight_bits}a{self.activation_bits}"

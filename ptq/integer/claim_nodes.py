@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from ptq.errors import RecipeError
 from ptq.integer import claims
 from ptq.integer.claims import Claim, Refusal, is_activation
+from ptq.integer.layer_precision import map_precisions
+from ptq.integer.patterns import matching
+from ptq.precision import UNSAID
 from ptq.recipe import Recipe
 
 FREE = ("move", "concat", "elementwise", "shape")
@@ -42,33 +42,19 @@ def _has_body(node: ir.Node) -> bool:
 
 
 def _selection(nodes: list[ir.Node], recipe: Recipe) -> dict[int, str]:
-    """Nodes that include/exclude keep in float, with the reason."""
+    """Nodes that include, exclude and the precision map keep in float, with the reason."""
     out: dict[int, str] = {}
-    included = _matching(nodes, recipe.include, "--include")
     if recipe.include:
+        included = _ids(nodes, recipe.include, "--include")
         out |= {id(n): "not in --include" for n in nodes if id(n) not in included}
-    excluded = _matching(nodes, recipe.exclude, "--exclude")
-    return out | dict.fromkeys(excluded, "excluded by the user")
+    out |= dict.fromkeys(_ids(nodes, recipe.exclude, "--exclude"), "excluded by the user")
+    said = map_precisions(nodes, recipe.precision_map)
+    floats = [id(node) for node in nodes if said.get(id(node), UNSAID).float]
+    return out | dict.fromkeys(floats, "float in the precision map")
 
 
-def _matching(nodes: list[ir.Node], patterns: Iterable[str], option: str) -> set[int]:
-    found: set[int] = set()
-    for pattern in patterns:
-        hits = {id(n) for n in nodes if _matches(pattern, n)}
-        if not hits:
-            names = ", ".join(str(n.name) for n in nodes[:4])
-            raise RecipeError(
-                f"{option} {pattern!r} matches no node name or op type; names are like {names}"
-            )
-        found |= hits
-    return found
-
-
-def _matches(pattern: str, node: ir.Node) -> bool:
-    words = (node.name or "", node.op_type)
-    if pattern.startswith("re:"):
-        return any(re.search(pattern[3:], word) for word in words)
-    return any(fnmatch.fnmatchcase(word, pattern) for word in words)
+def _ids(nodes: list[ir.Node], patterns: Iterable[str], option: str) -> set[int]:
+    return {id(node) for pattern in patterns for node in matching(nodes, pattern, option)}
 
 
 def _leave_islands_whole(nodes: list[ir.Node], kept: dict[int, Claim]) -> None:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ptq.errors import UnsupportedModelError
 from ptq.integer.claim_nodes import claim_nodes
 from ptq.integer.collect_units import UnitCollector
+from ptq.integer.layer_precision import assign_precision
 from ptq.integer.place_sites import mark_edges, place_sites
 from ptq.integer.units import Island, Outline, Site, Unit
 from ptq.recipe import Recipe
@@ -24,7 +25,7 @@ def outline(model: ir.Model, recipe: Recipe) -> Outline:
 
     Raises:
         UnsupportedModelError: `recipe.strict` and something would stay float.
-        RecipeError: an include or exclude pattern that matches nothing.
+        RecipeError: a pattern (include, exclude, precision map) that matches nothing.
     """
     nodes = list(model.graph)
     kept = claim_nodes(nodes, recipe)
@@ -33,7 +34,7 @@ def outline(model: ir.Model, recipe: Recipe) -> Outline:
         builder.add(node)
     for value in model.graph.outputs:
         builder.materialise(value)
-    items = tuple(mark_edges(builder.items, model))
+    items = tuple(assign_precision(mark_edges(builder.items, model), nodes, recipe))
     islands = [i for i in items if isinstance(i, Island) and i.reason is not None]
     if recipe.strict and islands:
         listed = "; ".join(f"{i.name} ({i.op_type}): {i.reason}" for i in islands[:8])

@@ -8,10 +8,9 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from ptq.integer.claims import is_activation
+from ptq.integer.layer_precision import MULTIPLIES, activation_bits
 from ptq.integer.units import Island, Outline, Site, Unit, name_of
 from ptq.recipe import Recipe
-
-MULTIPLIES = ("conv", "gemm", "matmul")
 
 
 def mark_edges(items: list[Unit | Island], model: ir.Model) -> list[Unit | Island]:
@@ -75,11 +74,12 @@ def place_sites(items: tuple[Unit | Island, ...], model: ir.Model, recipe: Recip
                 if unit.kind == "softmax":
                     fixed.add(name)
     bits = _widths(units, aliases, recipe)
+    said = _widths([u for u in units if u.precision.activation_bits], aliases, recipe)
     unbounded = (-float("inf"), float("inf"))
     sites = {
         name: Site(
             name,
-            _edge_input_bits(recipe) if source == "input"
+            _edge_input_bits(recipe) if source == "input" and name not in said
             else 8 if name in fixed else bits.get(name, 8),
             limits.get(name, unbounded), source, name in fixed,
         )
@@ -91,14 +91,15 @@ def place_sites(items: tuple[Unit | Island, ...], model: ir.Model, recipe: Recip
 def _widths(units: list[Unit], aliases: Mapping[str, str], recipe: Recipe) -> dict[str, int]:
     """Code widths: operands of multiplications as the recipe says, everything else 8 bits.
 
-    Tensors that are only added or mapped keep the full container: narrowing them would cost
-    accuracy and save nothing.
+    A tensor with several readers takes the narrowest width that one of them asks for. Tensors that
+    are only added or mapped keep the full container: narrowing them would cost accuracy and save
+    nothing.
     """
     bits: dict[str, int] = {}
     for unit in units:
         if unit.kind not in MULTIPLIES:
             continue
-        wanted = _edge_input_bits(recipe) if unit.edge else recipe.activation_bits
+        wanted = activation_bits(unit, recipe)
         for name in unit.inputs:
             site = aliases.get(name, name)
             bits[site] = min(bits.get(site, 8), wanted)

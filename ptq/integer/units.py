@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from ptq.precision import UNSAID, Precision
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -16,6 +18,7 @@ class Unit:
     by 'order' (ArgMax), which writes integers.
     clamp: bounds of a fused Relu or Clip.
     edge: the first or last multiplication on a path through the graph.
+    precision: what the precision map says of it.
     """
 
     kind: str
@@ -27,6 +30,7 @@ class Unit:
     bias: ir.Value | None = None
     clamp: tuple[float, float] = (-float("inf"), float("inf"))
     edge: bool = False
+    precision: Precision = UNSAID
 
     @property
     def node(self) -> ir.Node:

@@ -63,6 +63,11 @@ RECIPE = (
         type=click.IntRange(2, 8),
         help="Weights of the first and last layers.  [default: 8]",
     ),
+    click.option(
+        "--precision-map",
+        type=FILE,
+        help="Pattern -> w4a8, w8, a4 or float for single layers, in TOML or JSON.",
+    ),
     click.option("--recipe", "recipe_path", type=FILE, help="A recipe in TOML or JSON."),
     click.option(
         "--include", multiple=True, metavar="P", help="Quantise only nodes or ops like P."
@@ -89,6 +94,7 @@ class Choices(Common):
     bits: int | None
     precision: str | None
     edge_bits: int | None
+    precision_map: Path | None
     recipe_path: Path | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
@@ -96,6 +102,7 @@ class Choices(Common):
 
     def recipe(self, **given: Any) -> Recipe:
         """The file or the preset, changed by what else was given (None: not given)."""
+        from ptq.precision import load_map
         from ptq.recipe import Recipe
 
         chosen = {"--bits": self.bits, "--precision": self.precision, "--recipe": self.recipe_path}
@@ -109,6 +116,7 @@ class Choices(Common):
         else:
             base = Recipe() if self.bits is None else Recipe.from_bits(self.bits)
         given["edge_bits"] = self.edge_bits
+        given["precision_map"] = self.precision_map and load_map(self.precision_map)
         changes = {name: value for name, value in given.items() if value is not None}
         for name in ("include", "exclude", "strict"):
             if getattr(self, name):
