@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ptq.integer.blocks import Block, find_blocks, whole_network
+from ptq.integer.blocks import Block, find_blocks, whole_network, written
 from ptq.integer.lower import lower
 from ptq.integer.program import Convolve, Gemm, Program, Step
 from ptq.passes.context import Context, Progress
@@ -39,6 +39,10 @@ _LOG = logging.getLogger("ptq")
 HELD_OUT = 8
 """One sample of so many is not learned on."""
 LARGEST_BATCH = 32
+SMALLEST_BATCH = 4
+BATCH_SHARE = 4
+"""A step keeps a block's activations within so small a share of what a pass over the samples may
+take: they stay near the processor, and gradients take several times the room."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class _Run:
 
         options = self._options(index)
         learned = learn_block(
-            self.program, part, layers, lambda g: self._draw(part, g), options, report
+            self.program, part, layers, lambda g: self._draw(block, part, g), options, report
         )
         after = self._block_error(part, learned)
         return learned if after < before else part.steps
@@ -149,14 +153,13 @@ class _Run:
 
         how = self.how
         rates = {"codes": how.lr, "bias": how.bias_lr}
-        batch = min(how.batch, len(self.seen))
         seed = self.context.recipe.seed * 10_007 + index
-        return Options(how.iterations, batch, rates, how.drop, how.variable, how.regulariser, seed)
+        return Options(how.iterations, rates, how.drop, how.variable, how.regulariser, seed)
 
-    def _draw(self, part: BlockSteps, generator: np.random.Generator) -> Batch:
+    def _draw(self, block: Block, part: BlockSteps, generator: np.random.Generator) -> Batch:
         from ptq.passes.learning.learn_block import Batch
 
-        size = min(self.how.batch, len(self.seen))
+        size = self._batch(block)
         index = np.sort(generator.choice(self.seen, size, replace=False))
         inputs, outputs = _names(part)
         return Batch(
@@ -164,6 +167,12 @@ class _Run:
             self.exact.take(inputs, index),
             self.exact.take(outputs, index),
         )
+
+    def _batch(self, block: Block) -> int:
+        """Samples a step: fewer where they are large, which then have as many more positions."""
+        made = [name for item in block.items for name in written(item)]
+        fitting = max(SMALLEST_BATCH, self.context.batch_size(made) // BATCH_SHARE)
+        return min(self.how.batch, fitting, len(self.seen))
 
     def _has_float_output(self, part: BlockSteps) -> bool:
         return any(self.exact[name].dtype.kind == "f" for name in _names(part)[1])

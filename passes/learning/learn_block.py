@@ -12,7 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ptq.execute.differentiable import ProgramGraph, ProgramValues, Quantiser, drop_quantization
+from ptq.execute.differentiable import (
+    ProgramGraph,
+    ProgramValues,
+    Quantiser,
+    Rounding,
+    drop_quantization,
+)
 from ptq.integer.program import Program, Ref, Step
 from ptq.passes.learning.layers import Layer
 from ptq.passes.learning.learned import Learned, start_learning
@@ -29,7 +35,6 @@ class Options:
     """How a block is learned; see LearnRounding. rates: learning rates by kind of parameter."""
 
     iterations: int
-    batch: int
     rates: Mapping[str, float]
     drop: float
     variable: str
@@ -185,10 +190,10 @@ def hard_run(
 def _capturing(inner: Quantiser, names: list[str], captured: dict[str, Tensor]) -> Quantiser:
     """A quantiser that remembers the block's outputs as they were before rounding."""
 
-    def quantise(name: str, unrounded: Tensor, rounded: Tensor) -> Tensor:
+    def quantise(name: str, rounding: Rounding) -> Tensor:
         if name in names:
-            captured[name] = unrounded
-        return inner(name, unrounded, rounded)
+            captured[name] = rounding.unrounded()
+        return inner(name, rounding)
 
     return quantise
 

@@ -77,7 +77,7 @@ class _Flow:
 
     def __init__(self, model: ir.Model, items: Sequence[Item]) -> None:
         self.items = tuple(items)
-        self.writes = [_writes(item) for item in items]
+        self.writes = [written(item) for item in items]
         made = {name_of(v) for v in model.graph.inputs}.union(*self.writes)
         self.reads = [[name for name in _reads(item) if name in made] for item in items]
         self.last = {name: i for i, names in enumerate(self.reads) for name in names}
@@ -101,7 +101,8 @@ class _Flow:
         return Block(self.items[start:stop], inputs, tuple(leaving))
 
 
-def _writes(item: Item) -> list[str]:
+def written(item: Item) -> list[str]:
+    """Names of what a unit or an island makes."""
     if isinstance(item, Unit):
         return list(item.outputs)
     return [name_of(v) for v in item.node.outputs if v.name]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ptq.execute.differentiable import (
     ProgramGraph,
+    Rounding,
     drop_quantization,
     interpolate,
     round_through,
@@ -199,9 +200,9 @@ def test_the_same_seed_drops_the_same_elements() -> None:
 def test_quantiser_sees_clamped_codes_of_every_rounded_activation() -> None:
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def spy(name: str, unrounded: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-        seen[name] = unrounded, rounded
-        return rounded
+    def spy(name: str, rounding: Rounding) -> torch.Tensor:
+        seen[name] = rounding.unrounded(), rounding.rounded()
+        return seen[name][1]
 
     p = program([gemm([[9]], multiplier=1, shift=1)], {"x": grid(1.0, 4), "y": grid(1.0)})
     raw = {"x": torch.tensor([[-9.0], [0.3], [999.0]])}

@@ -8,6 +8,7 @@ from ptq.execute.differentiable.float_graph import FloatGraph, unsupported
 from ptq.execute.differentiable.program_graph import ProgramGraph, ProgramValues
 from ptq.execute.differentiable.rounding import (
     Quantiser,
+    Rounding,
     drop_quantization,
     interpolate,
     round_through,
@@ -19,6 +20,7 @@ __all__ = [
     "ProgramGraph",
     "ProgramValues",
     "Quantiser",
+    "Rounding",
     "drop_quantization",
     "interpolate",
     "round_through",

@@ -19,7 +19,7 @@ from ptq.execute.differentiable.convolution import CONVOLVE
 from ptq.execute.differentiable.float_graph import run_op
 from ptq.execute.differentiable.float_ops import HOST_OPERANDS
 from ptq.execute.differentiable.nodes import Node, op_key
-from ptq.execute.differentiable.rounding import Quantiser, interpolate, round_through
+from ptq.execute.differentiable.rounding import Quantiser, Rounding, interpolate, rounding_of
 from ptq.execute.differentiable.tensors import to_tensor
 from ptq.plan import ActivationPlan
 
@@ -70,7 +70,8 @@ class Scope:
 
     def centred(self, step: str, name: str) -> Tensor:
         """code - zero_point, in the step's type."""
-        return self.codes[name].to(self.kind(step)) - self.grid(name).zero_point
+        codes, zero_point = self.codes[name].to(self.kind(step)), self.grid(name).zero_point
+        return codes - zero_point if zero_point else codes
 
     def own(self, step: str, part: str, array: Any) -> Tensor:
         """A step's tensor in the step's type: the override if there is one, else its array."""
@@ -87,9 +88,7 @@ class Scope:
 
     def emit(self, name: str, x: Tensor, zero_point: int, low: int, high: int) -> None:
         """codes[name] = zero_point + round(x), clamped: where activations are quantised."""
-        unrounded = x.clamp(low - zero_point, high - zero_point)
-        rounded = round_through(unrounded)
-        codes = self.quantiser(name, unrounded + zero_point, rounded + zero_point)
+        codes = self.quantiser(name, rounding_of(x, zero_point, low, high))
         self.codes[name] = codes.to(self.dtype)
 
     def requantise(self, step: Any, acc: Tensor, axis: int | None = None) -> None:
@@ -177,9 +176,10 @@ def _softmax(s: Scope, step: Softmax) -> None:
     out = 2 * e * step.numerator / (2 * total)
     # Round half up: what the half-even rounding of `emit` would do differently is added first.
     up = ((2 * e * step.numerator + total) / (2 * total)).floor() - out
-    unrounded = out.clamp(0, step.high)
-    rounded = (out + up.detach()).clamp(0, step.high)
-    codes = s.quantiser(step.output, unrounded, rounded)
+    rounding = Rounding(
+        lambda: out.clamp(0, step.high), lambda: (out + up.detach()).clamp(0, step.high)
+    )
+    codes = s.quantiser(step.output, rounding)
     s.codes[step.output] = codes.to(s.dtype)
 
 

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Quantiser = Callable[[str, Tensor, Tensor], Tensor]
-"""(name, unrounded, rounded) -> codes: what an activation quantiser hands on.
 
-Both tensors are in code units and clamped to the codes that exist; `rounded` carries the
-straight-through gradient.
-"""
+@dataclass(frozen=True)
+class Rounding:
+    """An activation that is about to be quantised, either way: in code units, clamped.
+
+    rounded: with the straight-through gradient. Each is computed where it is called for.
+    """
+
+    unrounded: Callable[[], Tensor]
+    rounded: Callable[[], Tensor]
 
 
-def hard(name: str, unrounded: Tensor, rounded: Tensor) -> Tensor:
+Quantiser = Callable[[str, Rounding], Tensor]
+"""(name, rounding) -> codes: what an activation quantiser hands on."""
+
+
+def hard(name: str, rounding: Rounding) -> Tensor:
     """The quantiser of the integer program: every element is rounded."""
-    return rounded
+    return rounding.rounded()
 
 
 def drop_quantization(probability: float, generator: torch.Generator | None = None) -> Quantiser:
@@ -25,12 +35,45 @@ def drop_quantization(probability: float, generator: torch.Generator | None = No
 
     generator: where the choices come from; on the device of the tensors.
     """
+    if not probability:
+        return hard
 
-    def mix(name: str, unrounded: Tensor, rounded: Tensor) -> Tensor:
+    def mix(name: str, rounding: Rounding) -> Tensor:
+        rounded = rounding.rounded()
         draw = torch.rand(rounded.shape, generator=generator, device=rounded.device)
-        return torch.where(draw < probability, unrounded, rounded)
+        return torch.where(draw < probability, rounding.unrounded(), rounded)
 
     return mix
+
+
+def rounding_of(x: Tensor, zero_point: int, low: int, high: int) -> Rounding:
+    """zero_point + round(x) or zero_point + x, within low .. high."""
+    bounds = low - zero_point, high - zero_point
+
+    def shifted(y: Tensor) -> Tensor:
+        return y + zero_point if zero_point else y
+
+    def rounded() -> Tensor:
+        within: Tensor = _RoundWithin.apply(x, *bounds)  # type: ignore[no-untyped-call]
+        return shifted(within)
+
+    return Rounding(lambda: shifted(x.clamp(*bounds)), rounded)
+
+
+class _RoundWithin(torch.autograd.Function):
+    """clamp(round(x)) with the gradient of the clamp, in fewer passes than autograd takes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bounds = low, high
+        return x.round().clamp_(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        passed = torch.ops.aten.hardtanh_backward(gradients[0], x, *ctx.bounds)
+        return passed, None, None
 
 
 def round_through(x: Tensor) -> Tensor:
