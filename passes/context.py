@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from ptq.checkpoints import Checkpoints
 from ptq.execute.taps import graph_values
 from ptq.integer.layer_precision import weight_bits
 from ptq.integer.units import Outline, Unit
@@ -39,6 +40,8 @@ class Context:
     batches: batches(n) starts a new pass over the samples, n at a time.
     report: called with every Progress; raising from it cancels the run.
     samples: how many there are, if that is known.
+    memory_bytes: what tensors of all samples may take; more of them goes to temporary files.
+    checkpoints: where stages that work in parts keep what is done, if anywhere.
     """
 
     model: ir.Model
@@ -47,6 +50,8 @@ class Context:
     batches: Callable[[int], Iterator[Batch]]
     report: Callable[[Progress], None] = lambda progress: None
     samples: int | None = None
+    memory_bytes: int = 2 << 30
+    checkpoints: Checkpoints | None = None
 
     def weight_bits(self, unit: Unit) -> int:
         """Width of a unit's weights."""

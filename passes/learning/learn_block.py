@@ -1,10 +1,11 @@
-"""Learn one block: Adam on the error of its output, activations quantised at random."""
+"""Learn one block: gradient steps on a loss of its outputs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from ptq.execute.differentiable import (
 from ptq.integer.program import Program, Ref, Step
 from ptq.passes.learning.layers import Layer
 from ptq.passes.learning.learned import Learned, start_learning
+from ptq.passes.learning.losses import Loss
+from ptq.passes.learning.optimizers import OPTIMIZERS
+from ptq.passes.learning.scales import Scales
 from ptq.passes.learning.steps import BlockSteps
 
 Array = npt.NDArray[Any]
@@ -32,69 +36,88 @@ BETA = (20.0, 2.0)
 
 @dataclass(frozen=True)
 class Options:
-    """How a block is learned; see LearnRounding. rates: learning rates by kind of parameter."""
+    """How a block is learned; see LearnRounding. rates: learning rate of each kind that moves."""
 
     iterations: int
     rates: Mapping[str, float]
     drop: float
     variable: str
+    optimizer: str
     regulariser: float
     seed: int
 
 
 @dataclass(frozen=True)
 class Batch:
-    """codes: inputs of the block in the integer network; exact: the same in the float model;
-    wanted: the float model's outputs. By name, as arrays [n, ...]."""
+    """given: inputs of the block in the integer network; exact: the same in the float model (read
+    only where quantisation is dropped); wanted: what the loss compares with. Arrays [n, ...].
+    """
 
     given: Mapping[str, Array]
     exact: Mapping[str, Array]
     wanted: Mapping[str, Array]
 
 
-def learn_block(
-    program: Program,
-    block: BlockSteps,
-    layers: list[Layer],
-    draw: Callable[[np.random.Generator], Batch],
-    options: Options,
-    report: Callable[[int, float], None],
-) -> tuple[Step, ...]:
-    """The block's steps with learned weights and biases.
+@dataclass(frozen=True)
+class Task:
+    """A block and what is learned in it.
 
-    draw: a random batch. report: called with iterations done and the loss.
+    draw: a random batch. loss: of its float outputs by name. report: called with iterations done
+    and the loss.
     """
+
+    program: Program
+    block: BlockSteps
+    layers: Sequence[Layer]
+    sites: Sequence[str]
+    site_of: Callable[[str], str]
+    draw: Callable[[np.random.Generator], Batch]
+    loss: Loss
+    report: Callable[[int, float], None]
+
+
+def learn_block(task: Task, options: Options) -> tuple[list[Learned], Scales]:
+    """Layers and scales of the block after learning."""
     device = device_of_choice()
+    program, block = task.program, task.block
     generator = np.random.default_rng(options.seed)
     noise = torch.Generator(device).manual_seed(options.seed)
     names = [ref.name for ref in block.outputs]
     graph = ProgramGraph(program, block.steps, outputs=names, exact=False, device=device)
-    learned = start_learning(layers, options.variable, device)
-    if not learned:
-        return block.steps
-    optimizer = torch.optim.Adam(_groups(learned, options), betas=(0.9, 0.99))
+    learned = start_learning(task.layers, options.variable, device)
+    scales = Scales(
+        task.sites if "steps" in options.rates else (),
+        task.layers if "scales" in options.rates else (),
+        task.site_of,
+        device,
+    )
+    groups = _groups(learned, scales, options)
+    if not groups:
+        return learned, scales
+    optimizer = OPTIMIZERS[options.optimizer](groups)
     rates = [group["lr"] for group in optimizer.param_groups]
     for done in range(options.iterations):
         share = done / options.iterations
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * share))
-        batch = draw(generator)
+        batch = task.draw(generator)
         captured: dict[str, Tensor] = {}
         quantiser = _capturing(drop_quantization(options.drop, noise), names, captured)
         codes, raw = block_inputs(program, block, batch, device, options.drop, noise)
-        overrides: dict[str, Tensor] = {}
+        overrides = scales.overrides(block.steps, device)
         for part in learned:
-            overrides |= part.overrides()
+            overrides |= part.overrides(scales.unit(part.layer.step))
         values = graph.run(codes, raw, overrides, quantiser)
-        loss = output_error(program, block, values, captured, batch.wanted)
-        total = loss + _penalty(learned, share, options)
+        wanted = {name: torch.from_numpy(x).to(device) for name, x in batch.wanted.items()}
+        found = float_outputs(program, block, values, captured, wanted)
+        loss = task.loss(found, wanted)
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        (loss + _penalty(learned, share, options)).backward()
         optimizer.step()
         for part in learned:
             part.variable.settle()
-        report(done + 1, float(loss.detach()))
-    return with_learned(block.steps, learned)
+        task.report(done + 1, float(loss.detach()))
+    return learned, scales
 
 
 def device_of_choice() -> torch.device:
@@ -133,22 +156,19 @@ def block_inputs(
     return codes, raw
 
 
-def output_error(
+def float_outputs(
     program: Program,
     block: BlockSteps,
     values: ProgramValues,
     captured: Mapping[str, Tensor],
-    wanted: Mapping[str, Array],
-) -> Tensor:
-    """Squared error of the block's float outputs over their energy, before the last rounding."""
-    parts = []
-    for ref in block.outputs:
-        if wanted[ref.name].dtype.kind != "f":
-            continue
-        x = values_of(program, ref, values, captured)
-        target = torch.from_numpy(wanted[ref.name]).to(x.device)
-        parts.append((x - target).square().sum() / target.square().sum().clamp(min=1e-12))
-    return torch.stack(parts).sum()
+    wanted: Collection[str],
+) -> dict[str, Tensor]:
+    """The block's float outputs as they are before their last rounding."""
+    return {
+        ref.name: values_of(program, ref, values, captured)
+        for ref in block.outputs
+        if ref.name in wanted
+    }
 
 
 def values_of(
@@ -198,12 +218,15 @@ def _capturing(inner: Quantiser, names: list[str], captured: dict[str, Tensor]) 
     return quantise
 
 
-def _groups(learned: list[Learned], options: Options) -> list[dict[str, Any]]:
-    """The optimizer's parameter groups, one for each kind of parameter."""
+def _groups(learned: list[Learned], scales: Scales, options: Options) -> list[dict[str, Any]]:
+    """The optimizer's parameter groups, one for each kind that has a learning rate."""
     kinds: dict[str, list[Tensor]] = {}
-    for part in learned:
-        for kind, tensor in part.parameters().items():
+    parameters = [*chain(*(part.parameters() for part in learned)), *scales.parameters()]
+    for kind, tensor in parameters:
+        if options.rates.get(kind):
             kinds.setdefault(kind, []).append(tensor)
+        else:
+            tensor.requires_grad_(False)
     return [{"params": tensors, "lr": options.rates[kind]} for kind, tensors in kinds.items()]
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+
+from ptq.passes.learning.flexround import FlexRound
+from ptq.passes.learning.layers import Layer
 from ptq.passes.learning.uniform import AdaRound, Latent
-from ptq.passes.learning.variable import Make
+from ptq.passes.learning.variable import Fixed, Make, Variable
 from ptq.plan import WeightPlan
 
 Family = Literal["uniform", "table", "blocks"]
@@ -13,9 +17,20 @@ Family = Literal["uniform", "table", "blocks"]
 VARIABLES: dict[tuple[Family, str], Make] = {
     ("uniform", "latent"): Latent,
     ("uniform", "adaround"): AdaRound,
+    ("uniform", "flexround"): FlexRound,
 }
-"""(family of the grid, variable) -> what makes it of a layer. A layer that has no entry keeps its
-codes."""
+"""(family of the grid, variable) -> what makes it of a layer."""
+
+FINEST = 8
+"""Weights of so many bits keep their codes: rounding has nothing left to gain there, and they stay
+within what their pairs may sum to."""
+
+
+def make_variable(layer: Layer, name: str, device: torch.device) -> Variable:
+    """The variable of a layer; a grid that has none keeps its codes."""
+    if layer.plan.grid.bits >= FINEST:
+        return Fixed(layer, device)
+    return VARIABLES.get((family(layer.plan), name), Fixed)(layer, device)
 
 
 def family(plan: WeightPlan) -> Family:

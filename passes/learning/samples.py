@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -81,3 +81,9 @@ class SampleStore:
         self._made += 1
         self._files[name] = Path(self._folder.name) / f"{self._made}.bin"
         return np.memmap(self._files[name], rows.dtype, "w+", shape=shape)
+
+
+def chunks(index: npt.NDArray[np.intp], size: int) -> Iterator[npt.NDArray[np.intp]]:
+    """Consecutive parts of at most `size` rows."""
+    for start in range(0, len(index), size):
+        yield index[start : start + size]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,3 +37,30 @@ class Variable(Protocol):
 
 
 Make = Callable[["Layer", torch.device], Variable]
+
+
+class Fixed:
+    """Codes that stay: only the layer's bias is learned."""
+
+    def __init__(self, layer: Layer, device: torch.device) -> None:
+        self.plan = layer.plan
+        self.integers = torch.tensor(self.plan.decode().astype(np.float32), device=device)
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """None."""
+        return {}
+
+    def weight(self) -> Tensor:
+        """The plan's levels."""
+        return self.integers
+
+    def penalty(self, beta: float) -> Tensor | None:
+        """None: they are levels."""
+        return None
+
+    def settle(self) -> None:
+        """Nothing moves."""
+
+    def kept(self) -> WeightPlan:
+        """The plan."""
+        return self.plan

@@ -17,7 +17,8 @@ from ptq.integer.outline import outline
 from ptq.integer.reference import Reference
 from ptq.model import load
 from ptq.passes.context import Context, Progress
-from ptq.passes.learn_rounding import LearnRounding, distances
+from ptq.passes.learn_rounding import LearnRounding
+from ptq.passes.learning.losses import distances
 from ptq.passes.prepare import prepare
 from ptq.pipeline import make_plan
 from ptq.plan import Plan
@@ -91,7 +92,7 @@ def test_scales_zero_points_and_activations_stay(
 def test_the_plan_lowers_to_the_integers_that_were_learned(
     digits: tuple[Context, Plan], learned: Plan
 ) -> None:
-    from ptq.passes.learn_rounding import with_steps
+    from ptq.passes.learning.into_plan import with_steps
     from ptq.passes.learning.steps import block_steps
 
     context, plan = digits
@@ -127,7 +128,7 @@ def test_same_seed_same_plan_whatever_the_threads_and_the_memory(
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        again = replace(SHORT, memory_bytes=0)(*digits)
+        again = SHORT(replace(digits[0], memory_bytes=0), digits[1])
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)

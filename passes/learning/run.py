@@ -1,0 +1,209 @@
+"""One run of learned rounding: block after block, on what the learned prefix makes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ptq.integer.blocks import Block, written
+from ptq.integer.lower import lower
+from ptq.integer.program import Program, Step
+from ptq.passes.context import Context, Progress
+from ptq.passes.learning.into_plan import with_scales, with_steps
+from ptq.passes.learning.judge import block_error, network_distances
+from ptq.passes.learning.layers import learnable_layers
+from ptq.passes.learning.learn_block import (
+    Batch,
+    Options,
+    Task,
+    hard_run,
+    learn_block,
+    with_learned,
+)
+from ptq.passes.learning.samples import SampleStore, chunks
+from ptq.passes.learning.scales import learnable_sites
+from ptq.passes.learning.steps import BlockSteps, block_steps
+from ptq.passes.learning.targets import Targets
+from ptq.plan import Plan
+
+if TYPE_CHECKING:
+    from ptq.passes.learn_rounding import LearnRounding
+
+_LOG = logging.getLogger("ptq")
+
+HELD_OUT = 8
+"""One sample of so many is not learned on."""
+LARGEST_BATCH = 32
+SMALLEST_BATCH = 4
+BATCH_SHARE = 4
+"""A step keeps a block's activations within so small a share of what a pass over the samples may
+take: they stay near the processor, and gradients take several times the room."""
+
+
+class Run:
+    """The tensors between blocks, and what was learned so far."""
+
+    def __init__(
+        self,
+        how: LearnRounding,
+        context: Context,
+        plan: Plan,
+        blocks: Sequence[Block],
+        stores: tuple[SampleStore, SampleStore],
+    ) -> None:
+        self.how, self.context, self.blocks = how, context, blocks
+        self.start = plan
+        self._adopt(plan)
+        self.given, exact = stores
+        order = context.generator().permutation(exact.samples)
+        held = max(1, exact.samples // HELD_OUT)
+        self.held_out, self.seen = np.sort(order[:held]), np.sort(order[held:])
+        self.targets = Targets(context, blocks, exact, how.loss)
+        self.started, self.resumed = time.monotonic(), 0
+
+    def learn(self) -> Plan:
+        """Learn block after block; the plan that it started from if that is no better."""
+        self._read_samples()
+        self.targets.prepare()
+        first = self._resume()
+        for index, block in enumerate(self.blocks):
+            self.targets.run(block)
+            if index >= first:
+                self._learn_block(index, block)
+                self._save(index + 1)
+            self._run_integers(self.parts[index])
+            self._forget(index)
+        return self.plan if self._gains() else self.start
+
+    def _adopt(self, plan: Plan) -> None:
+        self.plan = plan
+        self.program: Program = lower(self.context.model, self.context.outline, plan)
+        self.parts = [block_steps(self.program, block) for block in self.blocks]
+
+    def _resume(self) -> int:
+        """Take up the plan of the last block that an interrupted run finished: blocks done."""
+        checkpoints = self.context.checkpoints
+        if checkpoints is not None:
+            self.resumed, plan = checkpoints.load(repr(self.how))
+            if plan is not None:
+                self._adopt(plan)
+                _LOG.warning("resumed after block %d of %d", self.resumed, len(self.blocks))
+        return self.resumed
+
+    def _save(self, done: int) -> None:
+        if self.context.checkpoints is not None:
+            self.context.checkpoints.save(repr(self.how), done, self.plan)
+
+    def _learn_block(self, index: int, block: Block) -> None:
+        """Keep the block's learned steps if they are better on held-out samples."""
+        part = self.parts[index]
+        layers = learnable_layers(part.steps, block.weighted, self.plan)
+        if not layers or not self.targets.float_outputs(part):
+            return
+        site_of = self.context.outline.site
+        task = Task(
+            self.program,
+            part,
+            layers,
+            learnable_sites(self.program, part.steps, part.inputs, part.outputs, site_of),
+            site_of,
+            lambda generator: self._draw(block, part, generator),
+            self.targets.loss(index),
+            self._reporter(index, block),
+        )
+        learned, scales = learn_block(task, self._options(index))
+        before = self._error(part, part.steps)
+        if scales:
+            kept = self.plan
+            self._adopt(with_scales(self.context.outline, self.program, kept, learned, scales))
+            if not self._error(self.parts[index], self.parts[index].steps) < before:
+                self._adopt(kept)
+            return
+        steps = with_learned(part.steps, learned)
+        if self._error(part, steps) < before:
+            self.plan = with_steps(self.program, self.plan, part.steps, steps)
+            self.parts[index] = BlockSteps(steps, part.inputs, part.outputs)
+
+    def _error(self, part: BlockSteps, steps: Sequence[Step]) -> float:
+        return block_error(self.program, part, steps, self.given, self.targets.exact, self.held_out)
+
+    def _options(self, index: int) -> Options:
+        how = self.how
+        return Options(
+            how.iterations,
+            how.rates,
+            how.drop,
+            how.variable,
+            how.optimizer,
+            how.regulariser,
+            self.context.recipe.seed * 10_007 + index,
+        )
+
+    def _draw(self, block: Block, part: BlockSteps, generator: np.random.Generator) -> Batch:
+        index = np.sort(generator.choice(self.seen, self._batch(block), replace=False))
+        inputs, exact = [ref.name for ref in part.inputs], self.targets.exact
+        return Batch(
+            self.given.take(inputs, index),
+            exact.take(inputs, index) if self.how.drop else {},
+            exact.take(self.targets.wanted(block), index),
+        )
+
+    def _batch(self, block: Block) -> int:
+        """Samples a step: fewer where they are large, which then have as many more positions."""
+        made = [name for item in block.items for name in written(item)]
+        fitting = max(SMALLEST_BATCH, self.context.batch_size(made) // BATCH_SHARE)
+        return min(self.how.batch, fitting, len(self.seen))
+
+    def _reporter(self, index: int, block: Block) -> Callable[[int, float], None]:
+        iterations, total = self.how.iterations, self.how.iterations * len(self.blocks)
+
+        def report(done: int, loss: float) -> None:
+            whole = index * iterations + done
+            here = whole - self.resumed * iterations
+            left_s = (time.monotonic() - self.started) * (total - whole) / here
+            detail = f"{block.name}: loss {loss:.3g}, {left_s:.0f} s left"
+            self.context.report(Progress(self.how.title, whole, total, detail))
+
+        return report
+
+    def _read_samples(self) -> None:
+        start = 0
+        for batch in self.context.batches(LARGEST_BATCH):
+            self.given.write(start, batch)
+            self.targets.exact.write(start, batch)
+            start += len(next(iter(batch.values())))
+
+    def _run_integers(self, part: BlockSteps) -> None:
+        run = hard_run(self.program, part, part.steps)
+        inputs = [ref.name for ref in part.inputs]
+        for index in chunks(np.arange(self.given.samples), LARGEST_BATCH):
+            self.given.write(int(index[0]), run(self.given.take(inputs, index)))
+
+    def _forget(self, index: int) -> None:
+        """Drop tensors that no later block and no comparison needs."""
+        later = {name for block in self.blocks[index + 1 :] for name in block.inputs}
+        needed = later | self.targets.ends
+        self.given.keep(needed)
+        self.targets.exact.keep(needed)
+
+    def _gains(self) -> bool:
+        """On held-out samples the outputs are nearer to the float model's than before.
+
+        Few samples make each measure noisy, KL most (a few close calls decide it), so their product
+        must fall.
+        """
+        if self.plan is self.start:
+            return False
+        before = self._distances(self.start)
+        after = self._distances(self.plan)
+        return bool(after.prod() < before.prod())
+
+    def _distances(self, plan: Plan) -> npt.NDArray[np.float64]:
+        """[KL, squared error] of the network under a plan."""
+        program = lower(self.context.model, self.context.outline, plan)
+        return network_distances(program, self.given, self.targets.exact, self.held_out)
