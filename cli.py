@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from ptq import __version__
+from ptq.commands import COMMANDS
 from ptq.errors import GateError
-from ptq.report.commands import Commands, options_as
+from ptq.report.commands import Commands, emit, options_as
 from ptq.report.options import (
     CALIB,
     COMMON,
@@ -27,16 +27,12 @@ from ptq.report.options import (
     THREADS,
     Choices,
     Common,
+    preprocess_of,
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from ptq.calib_data import Preprocess
     from ptq.recipe import Recipe
     from ptq.report.summary import Report
-
-T = TypeVar("T")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -114,7 +110,7 @@ def quantize(options: _Quantize) -> None:
     if options.bits is not None and not options.quiet:
         click.echo(_what_bits_mean(recipe), err=True)
     report = _quantize_to(out, options, recipe)
-    _emit(options, {"command": "quantize", "output": str(out)}, report, print_report)
+    emit(options, {"command": "quantize", "output": str(out)}, report, print_report)
     if not (options.as_json or options.quiet):
         click.echo(f"wrote {out}")
 
@@ -146,7 +142,7 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
     from ptq.report.progress import progress
     from ptq.report.summary import make_report
 
-    preprocess = _preprocess(options.preprocess)
+    preprocess = preprocess_of(options.preprocess)
     with progress(quiet=options.quiet) as show:
         if options.evaluation is not None:
             check_evaluation(options.model, options.evaluation, preprocess)
@@ -166,30 +162,6 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
     return report
 
 
-def _preprocess(text: str | None) -> Preprocess | None:
-    from ptq.calib_data import parse_preprocess
-
-    return None if text is None else parse_preprocess(text)
-
-
-def _emit(
-    options: Common,
-    head: dict[str, Any],
-    value: T,
-    show: Callable[[T, Console], None],
-) -> None:
-    """Print a result: one JSON object, or tables; nothing with --quiet alone."""
-    import msgspec
-
-    from ptq.report.console import make_console
-
-    if options.as_json:
-        record = {**head, **msgspec.to_builtins(value)}
-        click.echo(msgspec.json.format(msgspec.json.encode(record), indent=2).decode())
-    elif not options.quiet:
-        show(value, make_console())
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Inspect(Choices):
     model: Path
@@ -202,7 +174,7 @@ def inspect(options: _Inspect) -> None:
     from ptq.inspection import inspect_file, print_inspection
 
     found = inspect_file(options.model, options.recipe())
-    _emit(options, {"command": "inspect"}, found, print_inspection)
+    emit(options, {"command": "inspect"}, found, print_inspection)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +213,7 @@ def verify(options: _Verify) -> None:
     how = VerifyOptions(
         calib=options.calib,
         samples=options.samples,
-        preprocess=_preprocess(options.preprocess),
+        preprocess=preprocess_of(options.preprocess),
         float_path=options.float_path,
         compare_float=options.with_float,
         target=options.target,
@@ -250,57 +222,9 @@ def verify(options: _Verify) -> None:
     )
     with progress(quiet=options.quiet) as show:
         found = verify_file(options.model, how, lambda done, total: show("verify", done, total))
-    _emit(options, {"command": "verify", "passed": found.passed}, found, print_verification)
+    emit(options, {"command": "verify", "passed": found.passed}, found, print_verification)
     if not found.passed:
         raise GateError(f"{options.model}: {found.mismatches} codes differ from the reference")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Bench(Common):
-    models: tuple[Path, ...]
-    calib: str | None
-    preprocess: str | None
-    float_path: Path | None
-    batch: int
-    warmup: int
-    iterations: int | None
-    seconds: float
-    threads: int | None
-
-
-@main.command()
-@options_as(
-    _Bench,
-    click.argument("models", type=FILE, nargs=-1, required=True),
-    CALIB,
-    PREPROCESS,
-    FLOAT,
-    click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True),
-    click.option("--warmup", type=click.IntRange(min=0), default=5, show_default=True),
-    click.option("--iterations", type=click.IntRange(min=3), help="Timed runs of each model."),
-    click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True),
-    THREADS,
-    *COMMON,
-)
-def bench(options: _Bench) -> None:
-    """Time MODELS against the first of them, or one quantised model against its float model."""
-    from ptq.evaluate import Samples, bench_files
-    from ptq.report.benchmark import BenchOptions
-    from ptq.report.console import print_benchmark
-    from ptq.report.progress import progress
-
-    how = BenchOptions(options.warmup, options.iterations, options.seconds, options.threads)
-    samples = Samples(options.calib, preprocess=_preprocess(options.preprocess))
-    with progress(quiet=options.quiet) as show:
-        found = bench_files(
-            options.models,
-            samples,
-            how,
-            baseline=options.float_path,
-            batch_size=options.batch,
-            progress=lambda done: show("latency", done, None),
-        )
-    _emit(options, {"command": "bench"}, found, print_benchmark)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,7 +261,7 @@ def compare(options: _Compare) -> None:
     samples = Samples(
         options.calib,
         options.evaluation,
-        _preprocess(options.preprocess),
+        preprocess_of(options.preprocess),
         options.samples,
         options.seed or 0,
     )
@@ -345,7 +269,11 @@ def compare(options: _Compare) -> None:
         found = compare_files(
             options.first, options.second, samples, lambda done: show("compare", done, None)
         )
-    _emit(options, {"command": "compare"}, found, print_comparison)
+    emit(options, {"command": "compare"}, found, print_comparison)
+
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 if __name__ == "__main__":

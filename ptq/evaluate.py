@@ -13,11 +13,21 @@ from ptq.model import load
 from ptq.report.artifact import float_source, is_quantized, load_manifest, load_program
 from ptq.report.benchmark import Benchmark, BenchOptions, bench
 from ptq.report.comparison import Comparison, compare
-from ptq.report.measure import Samples, evaluation_batches
+from ptq.report.cpu import pinned
+from ptq.report.measure import Samples, evaluation_batches, first_rows
+from ptq.report.profile import profile
 from ptq.report.session import open_session
 from ptq.verify import boundary_specs
 
-__all__ = ["Samples", "bench_files", "check_evaluation", "compare_files", "float_inputs"]
+__all__ = [
+    "Samples",
+    "bench_files",
+    "check_evaluation",
+    "compare_files",
+    "first_rows",
+    "float_inputs",
+    "with_preprocess",
+]
 
 
 def float_inputs(path: Path) -> tuple[InputSpec, ...]:
@@ -55,40 +65,48 @@ def compare_files(
     float_inputs(second)
     names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
     sessions = [open_session(path, name=n) for path, n in zip((first, second), names, strict=True)]
-    batches = _with_preprocess(samples, (first, second)).batches(specs)
+    batches = with_preprocess(samples, (first, second)).batches(specs)
     return compare(sessions[0], sessions[1], batches, progress)
 
 
 def bench_files(
     models: Sequence[Path],
     samples: Samples,
-    options: BenchOptions,
+    options: BenchOptions | None = None,
     *,
     baseline: Path | None = None,
     batch_size: int = 1,
+    profiled: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Benchmark:
     """Time the models interleaved; the first is the baseline.
 
     baseline: a float model to put first. One quantised model alone is timed against the float
-    model that its manifest remembers.
+    model that its manifest remembers. profiled: profile every model afterwards, node by node.
 
     Raises:
         UsageError: one model, and nothing to compare it with.
         ModelError: one of them cannot be read or run.
     """
+    options = options or BenchOptions()
     paths = [*([] if baseline is None else [baseline]), *models]
     if len(paths) == 1:
         paths = [_float_of(paths[0]), *paths]
     specs = float_inputs(paths[0])
     for path in paths[1:]:
         float_inputs(path)
-    batch = _one_batch(_with_preprocess(samples, paths), specs, batch_size)
-    sessions = {n: open_session(p, name=n, threads=options.threads) for n, p in _named(paths)}
-    return bench(sessions, batch, options, progress)
+    batch = one_batch(with_preprocess(samples, paths), specs, batch_size)
+    named = _named(paths)
+    with pinned(options.cpus):
+        sessions = {n: open_session(p, name=n, threads=options.threads) for n, p in named}
+        found = bench(sessions, batch, options, progress)
+        if profiled:
+            profiles = {n: profile(p, batch, name=n, threads=options.threads) for n, p in named}
+            found = replace(found, profiles=profiles)
+    return found
 
 
-def _one_batch(samples: Samples, specs: tuple[InputSpec, ...], size: int) -> Batch:
+def one_batch(samples: Samples, specs: tuple[InputSpec, ...], size: int) -> Batch:
     """The first `size` samples; invented ones do as well for timing."""
     if samples.calib is None:
         data = Calibration(synthetic_source(specs, size, samples.seed), specs)
@@ -116,7 +134,7 @@ def _named(paths: Sequence[Path]) -> list[tuple[str, Path]]:
     return list(zip(names, paths, strict=True))
 
 
-def _with_preprocess(samples: Samples, paths: Sequence[Path]) -> Samples:
+def with_preprocess(samples: Samples, paths: Sequence[Path]) -> Samples:
     """The samples with the preprocess of a manifest, if none is given."""
     if samples.preprocess is not None:
         return samples

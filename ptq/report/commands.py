@@ -10,11 +10,16 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from ptq.errors import PtqError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ptq.report.options import Common
 
 T = TypeVar("T")
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -106,3 +111,18 @@ def options_as(kind: Callable[..., T], *options: Decorator) -> Callable[[Callabl
 def remember_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     """Callback of --debug: errors print their traceback too."""
     ctx.meta[_DEBUG] = value
+
+
+def emit(
+    options: Common, head: dict[str, Any], value: T, show: Callable[[T, Console], None]
+) -> None:
+    """Print a result: one JSON object, or tables; nothing with --quiet alone."""
+    import msgspec
+
+    from ptq.report.console import make_console
+
+    if options.as_json:
+        record = {**head, **msgspec.to_builtins(value)}
+        click.echo(msgspec.json.format(msgspec.json.encode(record), indent=2).decode())
+    elif not options.quiet:
+        show(value, make_console())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from ptq.report.benchmark import Benchmark
+from ptq.report.benchmark import Benchmark, Timing
 from ptq.report.comparison import Comparison
 from ptq.report.metrics import Scores
 from ptq.report.summary import IslandRow, Layer, Report
@@ -112,17 +112,17 @@ def _comparison_rows(comparison: Comparison) -> list[tuple[str, str, str]]:
 
 def _latency_rows(latency: Benchmark) -> list[tuple[str, str, str]]:
     first, second = latency.timings[:2]
-    low, high = latency.speedup_ranges[1]
+    low, high = latency.speedup_intervals[1]
     speed = f"{second.p50_ms:.3f} ms ({latency.speedups[1]:.2f} x, {low:.2f} to {high:.2f})"
     batch = f"batch {latency.batch}, {latency.threads} threads"
     return [
         (f"latency, {batch}", f"{first.p50_ms:.3f} ms", speed),
-        ("  p90 / p99", _tails(first.p90_ms, first.p99_ms), _tails(second.p90_ms, second.p99_ms)),
+        ("  p90 / p95 / p99", _tails(first), _tails(second)),
     ]
 
 
-def _tails(p90_ms: float, p99_ms: float) -> str:
-    return f"{p90_ms:.3f} / {p99_ms:.3f} ms"
+def _tails(timing: Timing) -> str:
+    return " / ".join(f"{ms:.3f}" for p, ms in timing.percentiles.items() if p != "50") + " ms"
 
 
 def _scores_text(scores: Scores) -> str:
@@ -228,23 +228,3 @@ def print_comparison(found: Comparison, console: Console) -> None:
         )
     title = f"{found.second} against {found.first}, {found.samples} samples"
     print_table(console, title, ("output", "nearness"), rows)
-
-
-def print_benchmark(found: Benchmark, console: Console) -> None:
-    """Latency of every model and its speed-up over the first."""
-    rows = [
-        (
-            timing.name,
-            timing.iterations,
-            f"{timing.p50_ms:.3f}",
-            f"{timing.p90_ms:.3f}",
-            f"{timing.p99_ms:.3f}",
-            f"{speedup:.2f} ({low:.2f} to {high:.2f})",
-        )
-        for timing, speedup, (low, high) in zip(
-            found.timings, found.speedups, found.speedup_ranges, strict=True
-        )
-    ]
-    title = f"{found.runtime}, {found.threads} threads, batch {found.batch}, {found.rounds} rounds"
-    columns = ("model", "runs", "p50 ms", "p90 ms", "p99 ms", "speed-up (quartiles)")
-    print_table(console, title, columns, rows)

@@ -12,7 +12,7 @@ from ptq.calib_data import InputSpec, Preprocess, input_specs, labelled, open_ca
 from ptq.errors import CalibrationError
 from ptq.report.benchmark import BenchOptions, bench
 from ptq.report.comparison import Labelled, compare
-from ptq.report.session import open_session
+from ptq.report.session import Batch, open_session
 from ptq.report.summary import Quantized, Report
 
 _BATCH = 16
@@ -95,7 +95,7 @@ def measure(
     found = compare(
         first, second, itertools.chain([head], batches), lambda n: progress("evaluate", n, None)
     )
-    one = {name: x[:1] if _stacked(inputs) else x for name, x in head[0].items()}
+    one = first_rows(head[0], inputs, 1)
     options = BenchOptions(seconds=2.0)
     latency = bench(
         {"float": first, "integer": second}, one, options, lambda n: progress("latency", n, None)
@@ -103,6 +103,7 @@ def measure(
     return replace(report, comparison=found, latency=latency, measured_on=data.title)
 
 
-def _stacked(inputs: Sequence[InputSpec]) -> bool:
-    """True if every input has a free batch dimension, so that one row can be cut out."""
-    return all(spec.rank > 0 and spec.shape[0] is None for spec in inputs)
+def first_rows(batch: Batch, inputs: Sequence[InputSpec], rows: int) -> Batch:
+    """The first samples of a batch, where every input has a free batch dimension."""
+    free = all(spec.rank > 0 and spec.shape[0] is None for spec in inputs)
+    return {name: x[:rows] for name, x in batch.items()} if free else batch

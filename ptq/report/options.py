@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ptq.report.commands import remember_debug
 
 if TYPE_CHECKING:
+    from ptq.calib_data import Preprocess
     from ptq.recipe import Recipe
+
+T = TypeVar("T", int, float)
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 EFFORTS = ("fast", "default", "best")
@@ -122,3 +126,26 @@ class Choices(Common):
             if getattr(self, name):
                 changes[name] = getattr(self, name)
         return base.replace(**changes)
+
+
+def preprocess_of(text: str | None) -> Preprocess | None:
+    """What --preprocess says.
+
+    Raises:
+        UsageError: an unknown preset or a malformed specification.
+    """
+    from ptq.calib_data import parse_preprocess
+
+    return None if text is None else parse_preprocess(text)
+
+
+def numbers(kind: type[T]) -> Callable[[click.Context, click.Parameter, str], tuple[T, ...]]:
+    """A callback that reads numbers between commas; nothing is an empty tuple."""
+
+    def read(context: click.Context, parameter: click.Parameter, text: str) -> tuple[T, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(",") if part.strip())
+        except ValueError as error:
+            raise click.BadParameter(f"got {text!r}; wanted numbers such as 0,1") from error
+
+    return read

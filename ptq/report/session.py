@@ -96,10 +96,17 @@ class Session:
         }
 
 
-def open_session(source: Source, *, name: str = "model", threads: int | None = None) -> Session:
+def open_session(
+    source: Source,
+    *,
+    name: str = "model",
+    threads: int | None = None,
+    profile_prefix: str | None = None,
+) -> Session:
     """Open a model file, or a model in memory.
 
-    threads: of one operator; None is all CPUs.
+    threads: of one operator; None is all CPUs. profile_prefix: where onnxruntime's profile begins
+    to be written, until the handle's `end_profiling`.
 
     Raises:
         UnsupportedModelError: onnxruntime does not load it.
@@ -109,6 +116,9 @@ def open_session(source: Source, *, name: str = "model", threads: int | None = N
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or cpu_threads()
     options.log_severity_level = 3
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile_prefix
 
     def load(model: str | bytes) -> Any:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -33,7 +33,7 @@ def test_iterations_are_counted_per_model(session: Session) -> None:
     assert found.rounds >= 3
     assert found.batch == 1
     for timing in found.timings:
-        assert 0 < timing.p50_ms <= timing.p90_ms <= timing.p99_ms
+        assert 0 < timing.p50_ms <= timing.percentiles["90"] <= timing.percentiles["99"]
 
 
 class _Slow:
@@ -56,7 +56,7 @@ def test_the_slower_model_has_the_smaller_speedup(session: Session) -> None:
     slow = Session("slow", _Slow(session), {})
     found: Benchmark = bench({"a": session, "b": slow}, BATCH, BenchOptions(0, 9, threads=1))
     assert found.speedups[1] < 0.9
-    assert found.speedup_ranges[1][0] <= found.speedups[1] <= found.speedup_ranges[1][1]
+    assert found.speedup_intervals[1][0] <= found.speedups[1] <= found.speedup_intervals[1][1]
 
 
 def test_options_that_cannot_be() -> None:

@@ -1,0 +1,6 @@
+"""Commands that have a file of their own; cli.py adds them to `ptq`. Heavy imports inside them."""
+
+from ptq.commands.bench import bench
+from ptq.commands.regress import regress
+
+COMMANDS = (bench, regress)
