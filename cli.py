@@ -15,6 +15,7 @@ from ptq.report.commands import Commands, emit, options_as
 from ptq.report.options import (
     CALIB,
     COMMON,
+    CPUS,
     EFFORTS,
     EVAL,
     FILE,
@@ -58,6 +59,7 @@ class _Quantize(Choices):
     effort: str | None
     target: str | None
     io: str | None
+    cpu: str | None
     seed: int | None
     measure: bool
     force: bool
@@ -80,6 +82,12 @@ class _Quantize(Choices):
     ),
     click.option("--target", type=click.Choice(TARGETS), help="What to write.  [default: onnx]"),
     click.option("--io", type=click.Choice(("float", "integer")), help="Type of in- and outputs."),
+    click.option(
+        "--cpu",
+        type=click.Choice(CPUS),
+        help="Where 8-bit weights must not saturate: 'vnni' is finer, exact as int8 only on such "
+        "CPUs.  [default: any]",
+    ),
     SEED,
     click.option("--measure/--no-measure", default=True, help="Compare and time the result."),
     click.option("--force", is_flag=True, help="Replace OUT if it exists."),
@@ -100,6 +108,7 @@ def quantize(options: _Quantize) -> None:
         effort=options.effort,
         target=options.target,
         io=options.io,
+        cpu=options.cpu,
         seed=options.seed,
     )
     stem = options.model.name.removesuffix(".onnx").removesuffix(".pt2")

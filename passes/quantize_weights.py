@@ -15,11 +15,20 @@ import numpy.typing as npt
 
 from ptq.grid import Codes, Floats, Grid, Integers
 from ptq.integer.arithmetic import exact_shift, nudge_scales
+from ptq.integer.pairs import Pairs, convolution_pairs
 from ptq.integer.units import Unit
 from ptq.integer.weights import unit_axis, unit_weight
-from ptq.passes.collect_grams import Moments, batches_of_units, collect_moments, weight_rows
+from ptq.passes.collect_grams import Moments, batches_of_units, collect_moments, groups, weight_rows
 from ptq.passes.context import Context, Progress
-from ptq.passes.rounding import Feedback, damped, gptq, refine, row_errors, search_scales
+from ptq.passes.rounding import (
+    Feedback,
+    capped_codes,
+    damped,
+    gptq,
+    refine,
+    row_errors,
+    search_scales,
+)
 from ptq.plan import Plan, WeightPlan
 
 DAMP_SAMPLES = 10.0
@@ -60,15 +69,18 @@ def quantize_weight(
     bits = context.weight_bits(unit)
     grid = Grid(bits, symmetric=context.recipe.symmetric or bits == 8)
     rows = weight_rows(unit).astype(np.float64)
-    snap = snapping(context, plan, unit)
+    snap, pairs = snapping(context, plan, unit), pairs_to_cap(context, plan, unit, grid)
     if moments is None:
-        scale, zero_point = search_scales(rows, grid, snap=snap)
+        scale, zero_point = search_scales(rows, grid, snap=snap, pairs=pairs)
         codes = grid.quantize(rows, scale, zero_point)
     else:
         gram = second_moment(moments)
-        searches = [search_scales(rows, grid, weighing, snap=snap) for weighing in (gram, None)]
+        searches = [
+            search_scales(rows, grid, weighing, snap=snap, pairs=pairs) for weighing in (gram, None)
+        ]
         codes, scale, zero_point = best_rounding(rows, gram, grid, searches)
         codes, scale = refine(rows, codes, gram, grid, scale, zero_point, snap)
+    codes = capped_codes(codes, zero_point, pairs)
     return WeightPlan(
         grid,
         unit_axis(unit),
@@ -125,6 +137,17 @@ def snapping(context: Context, plan: Plan, unit: Unit) -> Snap:
     y = plan.activations[unit.output]
     limit = exact_shift(y.zero_point, y.low, y.high)
     return lambda scale: nudge_scales(scale, x.scale, y.scale, limit)
+
+
+def pairs_to_cap(context: Context, plan: Plan, unit: Unit, grid: Grid) -> Pairs | None:
+    """The pairs of the weight that must not saturate on any CPU, or None if none can."""
+    if context.recipe.cpu == "vnni" or grid.bits < 8:
+        return None
+    top = plan.activations[context.outline.site(unit.inputs[0])].high
+    shape = np.moveaxis(unit_weight(unit), unit_axis(unit), 0).shape
+    convolution = unit.kind == "conv"
+    pairs = convolution_pairs(shape, groups(unit), top) if convolution else Pairs.of(shape[1:], top)
+    return None if pairs is None or pairs.limit >= grid.size else pairs
 
 
 def in_layout(unit: Unit, rows: Codes) -> Codes:

@@ -14,6 +14,7 @@ from ptq.precision import check_map
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 Effort = Literal["fast", "default", "best"]
 Target = Literal["onnx", "onnx-qdq", "onnx-strict"]
+Cpu = Literal["any", "vnni"]
 Bits = Annotated[int, msgspec.Meta(ge=2, le=8)]
 PRESETS = ("w8a8", "w4a8", "w4a4", "w3a8", "w2a8")
 _PRECISION = re.compile(r"w([2-8])a([2-8])")
@@ -36,6 +37,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     include, exclude: globs, or regular expressions as 're:...', over node names and op types.
     strict: refuse anything that would stay float.
     io: 'float' quantises and dequantises at the boundary, 'integer' exposes codes there.
+    cpu: 'any' keeps 8-bit weights in the range where no x86 CPU's arithmetic saturates; 'vnni' uses
+        all of it, and is exact as int8 only on CPUs with VNNI (and on Arm).
     samples: at most so many calibration samples.
     seed: of everything random.
     """
@@ -53,6 +56,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     exclude: tuple[str, ...] = ()
     strict: bool = False
     io: Literal["float", "integer"] = "float"
+    cpu: Cpu = "any"
     target: Target = "onnx"
     samples: Annotated[int, msgspec.Meta(ge=1)] = 1024
     seed: int = 0

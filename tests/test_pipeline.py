@@ -45,6 +45,13 @@ def test_digits_keep_their_accuracy_on_integers(precision: str, least_sqnr_db: f
     assert all(certificate.exact for certificate in result.program.certificates)
 
 
+def test_eight_bit_weights_saturate_on_no_cpu_unless_one_with_vnni_is_named() -> None:
+    anywhere = ptq.quantize(MODEL, SAMPLES, ptq.Recipe.preset("w8a8"))
+    assert all(certificate.pair_safe for certificate in anywhere.program.certificates)
+    named = ptq.quantize(MODEL, SAMPLES, ptq.Recipe.preset("w8a8").replace(cpu="vnni"))
+    assert not all(certificate.pair_safe for certificate in named.program.certificates)
+
+
 def test_second_order_rounding_beats_nearest() -> None:
     wanted, _ = evaluate(MODEL.read_bytes())
     errors = []

@@ -9,13 +9,14 @@ from ptq.passes.rounding.error_feedback import Feedback, gptq
 from ptq.passes.rounding.flip import squant
 from ptq.passes.rounding.layer_error import damped, row_errors
 from ptq.passes.rounding.output_correction import affine, bias_shift, target_weight
-from ptq.passes.rounding.range_search import search_scales
+from ptq.passes.rounding.range_search import capped_codes, search_scales
 from ptq.passes.rounding.refit import refine, refit_scale
 
 __all__ = [
     "Feedback",
     "affine",
     "bias_shift",
+    "capped_codes",
     "coordinate_descent",
     "damped",
     "gptq",

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ptq.errors import RecipeError
-from ptq.grid import Floats, Grid, Integers
+from ptq.grid import Codes, Floats, Grid, Integers
+from ptq.integer.pairs import Pairs
 from ptq.passes.rounding.layer_error import by_group, row_errors
 
 Array = npt.NDArray[np.float64]
@@ -24,6 +25,7 @@ Snap = Callable[[Floats], Floats]
 CHUNK = 1 << 17  # elements judged at a time, so that temporaries stay in cache
 FINALISTS = 6  # candidates a row that are compared by the whole Gram matrix
 REACH = 3  # zero points to each side of the middle
+MOST_ROOM = 2.0  # a pair of the largest weights fits without capping
 EMPTY = 2.0**-8  # scale of a row of zeros, relative to the largest row's
 
 
@@ -47,34 +49,37 @@ def search_scales(
     diag: Floats | None = None,
     ratios: Sequence[float] = (),
     snap: Snap = lambda scale: scale,
+    pairs: Pairs | None = None,
 ) -> tuple[Floats, Integers]:
     """Scale and zero point of every row with the least error of nearest rounding.
 
     w: [rows, K]. gram: [groups, K, K] or diag: [groups, K] weigh the error; neither: plain error.
     ratios: clip factors, relative to the scale that just covers the row; empty: by the width.
     snap: [rows] float64 > 0 -> [rows], the nearest scales that the integer program can run.
+    pairs: levels are capped to these before they are judged.
     Returns [rows] as `snap` made them, [rows] int64.
     """
     if gram is not None:
         diag = np.einsum("gkk->gk", gram)
     weight = None if diag is None else row_weights(w, diag)
     kept: list[Candidate] = []
-    for scale, zero_point in candidates(w, grid, ratios or default_ratios(grid)):
+    for scale, zero_point in candidates(w, grid, ratios or default_ratios(grid, pairs)):
         snapped = snap(scale)
-        error = nearest_errors(w, weight, grid, snapped, zero_point)
+        error = nearest_errors(w, weight, grid, snapped, zero_point, pairs)
         kept = best(kept, Candidate(snapped, np.full(len(w), zero_point), error), gram is not None)
     if gram is not None:
-        kept = [judged(w, gram, grid, candidate) for candidate in kept]
+        kept = [judged(w, gram, grid, candidate, pairs) for candidate in kept]
     winner = np.argmin([c.error for c in kept], axis=0)[None]
     scale = np.take_along_axis(np.stack([c.scale for c in kept]), winner, axis=0)[0]
     offset = np.take_along_axis(np.stack([c.zero_point for c in kept]), winner, axis=0)[0]
     return scale, offset
 
 
-def default_ratios(grid: Grid) -> tuple[float, ...]:
-    """Clip factors worth trying: narrow grids gain by clipping far."""
+def default_ratios(grid: Grid, pairs: Pairs | None = None) -> tuple[float, ...]:
+    """Clip factors worth trying: narrow grids gain by clipping far, capped pairs by more room."""
     low = {2: 0.28, 3: 0.4, 4: 0.52, 5: 0.6, 6: 0.7}.get(grid.bits, 0.8)
-    return tuple(np.linspace(low, 1.0, 16).tolist())
+    wider = () if pairs is None else tuple(np.linspace(1.0, MOST_ROOM, 17).tolist())[1:]
+    return (*np.linspace(low, 1.0, 16).tolist(), *wider)
 
 
 def zero_points(grid: Grid) -> tuple[int, ...]:
@@ -125,7 +130,12 @@ def row_weights(w: Floats, diag: Floats) -> Singles:
 
 
 def nearest_errors(
-    w: Floats, weight: Singles | None, grid: Grid, scale: Floats, zero_point: int
+    w: Floats,
+    weight: Singles | None,
+    grid: Grid,
+    scale: Floats,
+    zero_point: int,
+    pairs: Pairs | None = None,
 ) -> Array:
     """sum_k h_k (w^_k - w_k)^2 of nearest rounding: [rows] float64.
 
@@ -138,11 +148,20 @@ def nearest_errors(
         part = slice(start, start + count)
         unit = np.asarray(scale[part], np.float64)[:, None]
         x = (w[part] / unit).astype(np.float32)
-        x -= nearest_levels(x, grid, table)
+        levels = nearest_levels(x, grid, table)
+        x -= levels if pairs is None else pairs.cap(levels)
         x *= x
         summed = x.sum(axis=1) if weight is None else np.einsum("rk,rk->r", x, weight[part])
         errors[part] = summed * np.square(unit[:, 0])
     return errors
+
+
+def capped_codes(codes: Codes, zero_point: Integers, pairs: Pairs | None) -> Codes:
+    """Codes of a uniform grid whose weights are pair-safe: [rows, K] uint8, [rows]."""
+    if pairs is None:
+        return codes
+    offset = np.asarray(zero_point, np.int64)[:, None]
+    return (pairs.cap(codes - offset) + offset).astype(np.uint8)
 
 
 def nearest_levels(x: Singles, grid: Grid, table: Singles) -> Singles:
@@ -177,8 +196,11 @@ def choose(where: npt.NDArray[np.bool_], first: Candidate, second: Candidate) ->
     )
 
 
-def judged(w: Floats, gram: Floats, grid: Grid, candidate: Candidate) -> Candidate:
+def judged(
+    w: Floats, gram: Floats, grid: Grid, candidate: Candidate, pairs: Pairs | None = None
+) -> Candidate:
     """The candidate with its error by the whole Gram matrix."""
     codes = grid.quantize(w, candidate.scale, candidate.zero_point)
+    codes = capped_codes(codes, candidate.zero_point, pairs)
     w_hat = grid.dequantize(codes, candidate.scale, candidate.zero_point)
     return Candidate(candidate.scale, candidate.zero_point, row_errors(w, w_hat, gram))

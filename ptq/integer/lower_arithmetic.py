@@ -11,6 +11,7 @@ from ptq.errors import UnsupportedModelError
 from ptq.integer import claims
 from ptq.integer.arithmetic import Requantizer, exact_shift, onnx_ratio, short_multiplier
 from ptq.integer.lowering import Lowering
+from ptq.integer.pairs import Pairs, convolution_pairs
 from ptq.integer.program import Add, Certificate, Convolve, Gemm, MatMul, Mean, Multiply
 from ptq.integer.units import Unit
 from ptq.integer.weights import unit_axis, unit_bias
@@ -49,8 +50,9 @@ def lower_conv(state: Lowering, unit: Unit) -> None:
     weight = w.decode()
     bias = _integer_bias(state, unit, w.scale.astype(np.float64) * float(x.scale))
     requantizer = _requantizer(onnx_ratio(x.scale, w.scale, y.scale), y)
-    rows = weight.reshape(len(weight), -1)
-    state.certify(unit.name, rows, x, bias.astype(np.int64), requantizer)
+    rows, groups = weight.reshape(len(weight), -1), claims.integer(unit.node, "group", 1)
+    pairs = convolution_pairs(weight.shape, groups, x.high)
+    state.certify(unit.name, rows, x, bias.astype(np.int64), requantizer, pairs)
     n = weight.ndim - 2
     ones = (1,) * n
     state.write(unit.output)
@@ -60,7 +62,7 @@ def lower_conv(state: Lowering, unit: Unit) -> None:
             strides=claims.integers(unit.node, "strides", ones),
             dilations=claims.integers(unit.node, "dilations", ones),
             pads=claims.integers(unit.node, "pads", (0,) * 2 * n),
-            groups=claims.integer(unit.node, "group", 1), weight_scale=w.scale, stored=w,
+            groups=groups, weight_scale=w.scale, stored=w,
         )
     )  # fmt: skip
 
@@ -78,7 +80,8 @@ def lower_gemm(state: Lowering, unit: Unit) -> None:
     has_bias = unit.bias is not None or unit.name in state.plan.biases
     bias = _integer_bias(state, unit, w.scale.astype(np.float64) * float(x.scale))
     requantizer = _requantizer(onnx_ratio(x.scale, w.scale, y.scale), y)
-    state.certify(unit.name, weight.T, x, bias.astype(np.int64), requantizer)
+    pairs = Pairs.of(weight.shape[:1], x.high)
+    state.certify(unit.name, weight.T, x, bias.astype(np.int64), requantizer, pairs)
     state.write(unit.output)
     state.steps.append(
         Gemm(

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ptq.errors import UnsupportedModelError
 from ptq.integer import claims
 from ptq.integer.arithmetic import INT32_LIMIT, Requantizer, exact_shift
+from ptq.integer.pairs import Pairs
 from ptq.integer.program import Certificate, Dequantize, Quantize, Step
 from ptq.integer.units import Outline
 from ptq.plan import ActivationPlan, Plan
@@ -71,9 +72,12 @@ class Lowering:
         x: ActivationPlan,
         bias: npt.NDArray[np.int64],
         requantizer: Requantizer,
-        note: str = "",
+        pairs: Pairs | None = None,
     ) -> None:
-        """Prove the accumulator's bound: weight [channels, k], bias [channels]."""
+        """Prove the accumulator's bound: weight [channels, k], bias [channels].
+
+        pairs: the weights that may be added in 16 bits, None if there are none.
+        """
         rows = weight.astype(np.int64)
         up, down = np.maximum(rows, 0).sum(1), np.minimum(rows, 0).sum(1)
         top, bottom = x.high - x.zero_point, x.low - x.zero_point
@@ -85,8 +89,7 @@ class Lowering:
                 f"{step}: its accumulator can reach {bound}; int32 holds less than {INT32_LIMIT}: "
                 "use fewer weight bits here or --exclude it"
             )
-        largest = np.sort(np.abs(rows), axis=1)[:, -2:].sum(1).max(initial=0)
         limit = exact_shift(requantizer.zero_point, requantizer.low, requantizer.high)
         exact = bool((requantizer.shift <= limit).all())
-        safe = bool(255 * largest < 2**15)
-        self.certificates.append(Certificate(step, bound, exact, safe, note))
+        safe = pairs is None or pairs.safe(rows)
+        self.certificates.append(Certificate(step, bound, exact, safe))

@@ -12,6 +12,8 @@ fuses otherwise, or not at all, every rounding tie may.
 - Weights of at most four bits are stored packed and decoded to int8 in front of their
   DequantizeLinear (`storage`); onnxruntime folds that and runs int8. A DequantizeLinear that reads
   INT4 itself would make it run the layer in float.
+- Weights are int8 always, as those runtimes ask for: a model whose certificates are not all
+  pair-safe saturates in onnxruntime on CPUs without VNNI (the other targets switch to uint8 there).
 - A Lookup stays a Gather on codes: the table is all that the program knows of the function. Only
   tables that merely change the grid are written as DequantizeLinear, QuantizeLinear.
 - A saturation narrower than uint8 (a fused Relu6, 4-bit activations) is a Clip on codes, because

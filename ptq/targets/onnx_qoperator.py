@@ -32,7 +32,7 @@ from ptq.targets.build import Builder, Emitter, print_program
 from ptq.targets.known_tables import is_sigmoid, leaky_slope
 from ptq.targets.names import Io
 from ptq.targets.rows import like_rows, rows_of
-from ptq.targets.storage import store_integers, store_weight
+from ptq.targets.storage import store_integers, store_operand
 from ptq.targets.window import window
 
 IMAGE_RANK = 4
@@ -73,13 +73,14 @@ def _convolve(b: Builder, step: Convolve) -> None:
     x_scale, w_scale, y_scale = matching_scales(
         x.scale, step.weight_scale, y.scale, step.requantizer
     )
+    weight, zero = store_operand(b, step)
     operands = [
         b.codes(step.input),
         b.real(x_scale),
         b.zero_point(x),
-        store_weight(b, step.weight, step.stored),
+        weight,
         b.constant(w_scale, np.float32, "s"),
-        b.constant(0, np.int8, "z"),
+        b.constant(zero, zero.dtype, "z"),
         b.real(y_scale),
         b.code(step.requantizer.zero_point),
         store_integers(b, step.bias, "b"),
@@ -93,10 +94,11 @@ def _gemm(b: Builder, step: Gemm) -> None:
         x.scale, step.weight_scale, y.scale, step.requantizer
     )
     rows = b.codes(step.input)
+    matrix, zero = store_operand(b, step)
     weight = [
-        store_weight(b, step.weight, step.stored, step.transposed),
+        matrix,
         b.constant(w_scale, np.float32, "s"),
-        b.constant(np.zeros(w_scale.shape), np.int8, "z"),
+        b.constant(np.full(w_scale.shape, zero), zero.dtype, "z"),
     ]
     result = [b.real(y_scale), b.code(step.requantizer.zero_point)]
     quantised = [b.real(x_scale), b.zero_point(x)]

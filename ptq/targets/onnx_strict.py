@@ -26,7 +26,7 @@ from ptq.integer.program import (
 from ptq.targets import boundary, exact
 from ptq.targets.build import Builder, Emitter, print_program
 from ptq.targets.names import Io
-from ptq.targets.storage import store_weight
+from ptq.targets.storage import store_operand
 from ptq.targets.window import window
 
 
@@ -44,19 +44,21 @@ def emit(program: Program, *, io: Io = "float") -> ir.Model:
 
 def _convolve(b: Builder, step: Convolve) -> None:
     spatial = step.weight.ndim - 2
-    weight = store_weight(b, step.weight, step.stored)
-    operands = [b.codes(step.input), weight, b.zero_point(b.plan(step.input))]
-    acc = b.node("ConvInteger", operands, window(step))
+    acc = b.node("ConvInteger", _operands(b, step), window(step))
     codes = exact.requantize(b, acc, step.requantizer, bias=step.bias, trailing=spatial)
     b.bind_codes(step.output, codes)
 
 
 def _gemm(b: Builder, step: Gemm) -> None:
-    weight = store_weight(b, step.weight, step.stored, step.transposed)
-    operands = [b.codes(step.input), weight, b.zero_point(b.plan(step.input))]
-    acc = b.node("MatMulInteger", operands)
+    acc = b.node("MatMulInteger", _operands(b, step))
     bias = 0 if step.bias is None else step.bias
     b.bind_codes(step.output, exact.requantize(b, acc, step.requantizer, bias=bias))
+
+
+def _operands(b: Builder, step: Convolve | Gemm) -> list[ir.Value]:
+    weight, zero = store_operand(b, step)
+    zeros = [b.constant(zero, zero.dtype, "z")] if zero else []
+    return [b.codes(step.input), weight, b.zero_point(b.plan(step.input)), *zeros]
 
 
 def _matmul(b: Builder, step: MatMul) -> None:

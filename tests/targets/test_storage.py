@@ -118,7 +118,8 @@ def test_decode_folds_when_the_model_is_loaded(name, convolution):
     runs = runtime_graph(model)
     assert set(runs.operators) == FAST
     assert runs.float_ops == []
-    assert runs.weight_bytes["INT8"] >= 32 * 16 * 9
+    held = runs.weight_bytes.get("INT8", 0) + runs.weight_bytes.get("UINT8", 0)
+    assert held >= 32 * 16 * 9
     assert not {"INT4", "UINT4", "INT2", "UINT2"} & set(runs.weight_bytes)
 
 
@@ -140,16 +141,20 @@ def test_packed_weights_take_their_width_on_disk(name, share, convolution):
     assert packed < (share + 0.04) * len(ir.to_proto(TARGETS["onnx"](plain)).SerializeToString())
 
 
-def test_eight_bits_are_plain_int8(convolution):
+@pytest.mark.parametrize(
+    ("largest", "dtype"), [(64, ir.DataType.INT8), (65, ir.DataType.UINT8)], ids=["safe", "unsafe"]
+)
+def test_eight_bits_are_plain_and_signed_where_pairs_do_not_saturate(largest, dtype, convolution):
     program = convolution("4 bits, symmetric")
     step = next(s for s in program.steps if isinstance(s, Convolve))
-    wide = replace(step.stored, grid=Grid(8), zero_point=np.full(32, 128), codes=step.stored.codes)
+    codes = np.full_like(step.stored.codes, 128 + largest)
+    wide = replace(step.stored, grid=Grid(8), zero_point=np.full(32, 128), codes=codes)
     steps = tuple(
         replace(s, stored=wide, weight=wide.decode()) if isinstance(s, Convolve) else s
         for s in program.steps
     )
     model = TARGETS["onnx"](replace(program, steps=steps))
-    assert model.graph.initializers["w1"].const_value.dtype == ir.DataType.INT8
+    assert model.graph.initializers["w1"].const_value.dtype == dtype
     decoding = {"Sub", "Gather", "Mul", "Add"}
     assert not decoding & {n.op_type for n in model.graph}
 
