@@ -52,7 +52,7 @@ class Pairs:
         """True if no pair of [channels, K] integers can saturate."""
         wide = np.asarray(rows, np.int64)
         sums = [np.abs(wide[:, a] + wide[:, b]).max(initial=0) for a, b in self.orders]
-        return max(sums, default=0) <= self.limit
+        return bool(max(sums, default=0) <= self.limit)
 
     def cap(self, rows: Array) -> Array:
         """Rows whose pairs are safe: [channels, K] integral, a copy of the same type.
