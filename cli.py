@@ -20,6 +20,7 @@ from ptq.report.options import (
     EVAL,
     FILE,
     FLOAT,
+    GRIDS,
     METHODS,
     PREPROCESS,
     RECIPE,
@@ -56,6 +57,7 @@ class _Quantize(Choices):
     samples: int | None
     preprocess: str | None
     evaluation: Path | None
+    grid: str | None
     effort: str | None
     target: str | None
     io: str | None
@@ -77,6 +79,9 @@ class _Quantize(Choices):
     click.option("--samples", type=click.IntRange(min=1), help="Use at most so many samples."),
     PREPROCESS,
     EVAL,
+    click.option(
+        "--grid", type=click.Choice(GRIDS), help="Levels of the weights.  [default: uniform]"
+    ),
     click.option(
         "--effort", type=click.Choice(EFFORTS), help="Time for accuracy.  [default: fast]"
     ),
@@ -105,6 +110,7 @@ def quantize(options: _Quantize) -> None:
     recipe = options.recipe(
         calib_method=options.calib_method,
         samples=options.samples,
+        grid=options.grid,
         effort=options.effort,
         target=options.target,
         io=options.io,

@@ -68,6 +68,30 @@ def collect_moments(
     return moments
 
 
+def collect_squares(
+    context: Context, units: Sequence[Unit], samples: int, positions: int = POSITIONS
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Mean squares of the float model's inputs to `units`, [groups, K] each: the Gram's diagonal.
+
+    samples: about so many are read (whole batches).
+    """
+    taps = list(dict.fromkeys(unit.inputs[0] for unit in units))
+    runner, generator = FloatRunner(context.model, taps), context.generator()
+    sums = {unit.name: (0.0, 0) for unit in units}
+    seen = 0
+    for batch in context.batches(min(context.batch_size(taps), samples)):
+        tapped = runner.run(batch)
+        for unit in units:
+            x = columns(unit, tapped[unit.inputs[0]], positions, generator)
+            total, count = sums[unit.name]
+            sums[unit.name] = total + np.square(x, dtype=np.float64).sum(1), count + x.shape[1]
+        seen += len(next(iter(batch.values())))
+        if seen >= samples:
+            break
+    runner.close()
+    return {name: np.asarray(total / max(count, 1)) for name, (total, count) in sums.items()}
+
+
 def weight_rows(unit: Unit) -> npt.NDArray[np.float32]:
     """The weight with output channels first: [channels, K] float32."""
     weight = np.moveaxis(unit_weight(unit), unit_axis(unit), 0)

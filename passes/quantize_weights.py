@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from ptq.grid import Codes, Floats, Grid, Integers
 from ptq.integer.arithmetic import exact_shift, nudge_scales
-from ptq.integer.pairs import Pairs, convolution_pairs
+from ptq.integer.pairs import Pairs
 from ptq.integer.units import Unit
-from ptq.integer.weights import unit_axis, unit_weight
-from ptq.passes.collect_grams import Moments, batches_of_units, collect_moments, groups, weight_rows
+from ptq.integer.weights import unit_axis, unit_pairs, unit_weight
+from ptq.passes.collect_grams import Moments, batches_of_units, collect_moments, weight_rows
 from ptq.passes.context import Context, Progress
 from ptq.passes.rounding import (
     Feedback,
@@ -65,29 +65,48 @@ class QuantizeWeights:
 def quantize_weight(
     context: Context, plan: Plan, unit: Unit, moments: Moments | None
 ) -> WeightPlan:
-    """One layer's weight; without moments by plain weight error and nearest levels."""
+    """One layer's weight on the grid that costs its output least, of those that the plan allows.
+
+    Without moments by plain weight error and nearest levels.
+    """
+    gram = None if moments is None else second_moment(moments)
+    trials = [round_to(context, plan, unit, gram, grid) for grid in grids(context, plan, unit)]
+    return min(trials, key=lambda trial: trial[1])[0]
+
+
+def grids(context: Context, plan: Plan, unit: Unit) -> tuple[Grid, ...]:
+    """The grids to round a weight to: uniform, what the plan found for it, or for 'auto' both."""
     bits = context.weight_bits(unit)
-    grid = Grid(bits, symmetric=context.recipe.symmetric or bits == 8)
+    plain = Grid(bits, symmetric=context.recipe.symmetric or bits == 8)
+    found = plan.grids.get(unit.name, plain)
+    return (plain, found) if context.recipe.grid == "auto" and found != plain else (found,)
+
+
+def round_to(
+    context: Context, plan: Plan, unit: Unit, gram: Floats | None, grid: Grid
+) -> tuple[WeightPlan, float]:
+    """One layer's weight on one grid, and the error of its output (None: of the weight)."""
     rows = weight_rows(unit).astype(np.float64)
     snap, pairs = snapping(context, plan, unit), pairs_to_cap(context, plan, unit, grid)
-    if moments is None:
-        scale, zero_point = search_scales(rows, grid, snap=snap, pairs=pairs)
+    weighings = (None,) if gram is None else (gram, None)
+    searches = [search_scales(rows, grid, g, snap=snap, pairs=pairs) for g in weighings]
+    if gram is None:
+        scale, zero_point = searches[0]
         codes = grid.quantize(rows, scale, zero_point)
     else:
-        gram = second_moment(moments)
-        searches = [
-            search_scales(rows, grid, weighing, snap=snap, pairs=pairs) for weighing in (gram, None)
-        ]
         codes, scale, zero_point = best_rounding(rows, gram, grid, searches)
         codes, scale = refine(rows, codes, gram, grid, scale, zero_point, snap)
     codes = capped_codes(codes, zero_point, pairs)
-    return WeightPlan(
+    w_hat = grid.dequantize(codes, scale, zero_point)
+    error = np.square(w_hat - rows) if gram is None else row_errors(rows, w_hat, gram)
+    weight = WeightPlan(
         grid,
         unit_axis(unit),
         scale.astype(np.float32),
         zero_point.astype(np.int64),
         in_layout(unit, codes),
     )
+    return weight, float(error.sum())
 
 
 def second_moment(moments: Moments) -> Floats:
@@ -143,10 +162,7 @@ def pairs_to_cap(context: Context, plan: Plan, unit: Unit, grid: Grid) -> Pairs 
     """The pairs of the weight that must not saturate on any CPU, or None if none can."""
     if context.recipe.cpu == "vnni" or grid.bits < 8:
         return None
-    top = plan.activations[context.outline.site(unit.inputs[0])].high
-    shape = np.moveaxis(unit_weight(unit), unit_axis(unit), 0).shape
-    convolution = unit.kind == "conv"
-    pairs = convolution_pairs(shape, groups(unit), top) if convolution else Pairs.of(shape[1:], top)
+    pairs = unit_pairs(unit, plan.activations[context.outline.site(unit.inputs[0])].high)
     return None if pairs is None or pairs.limit >= grid.size else pairs
 
 

@@ -25,6 +25,7 @@ Floats = npt.NDArray[np.floating]
 Integers = npt.NDArray[np.integer]
 
 WEIGHT_BITS = range(2, 9)
+LARGEST = 127
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,23 @@ class Grid:
     power: exponent p >= 1 of the levels; 1 is uniform.
     half: levels at half-integer positions (no exact zero), for weights of at most 7 bits.
     symmetric: the zero point is fixed at mid-range instead of being searched.
+    end: largest magnitude in a table of power levels; 64 keeps the sum of two weights within 128,
+        which no CPU's u8 x s8 arithmetic saturates on.
     """
 
     bits: int = 8
     power: float = 1.0
     half: bool = False
     symmetric: bool = False
+    end: int = LARGEST
 
     def __post_init__(self) -> None:
         if self.bits not in WEIGHT_BITS:
             raise RecipeError(f"grid: got {self.bits} bits; wanted 2 to 8: choose a width in it")
         if not self.power >= 1.0:
             raise RecipeError(f"grid: got power {self.power}; wanted at least 1 (p = 1/a)")
+        if not 1 <= self.end <= LARGEST:
+            raise RecipeError(f"grid: got a table that ends at {self.end}; wanted 1 to {LARGEST}")
         if self.half and self.bits == 8:
             raise RecipeError("grid: half-integer levels of 8 bits do not fit int8: use 7 or fewer")
 
@@ -76,7 +82,7 @@ class Grid:
             levels = position * (2 if self.half else 1)
         else:
             levels = np.sign(position) * np.abs(position) ** self.power
-            levels = np.rint(127.0 * levels / np.abs(levels).max())
+            levels = np.rint(self.end * levels / np.abs(levels).max())
         if levels.min() < -128 or levels.max() > 127 or (np.diff(levels) < 1).any():
             raise RecipeError(
                 f"grid: {self} with zero point {zero_point} has no int8 table of distinct levels: "

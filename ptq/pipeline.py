@@ -21,7 +21,6 @@ from ptq.calib_data import (
     open_calibration,
 )
 from ptq.execute.float import FloatRunner
-from ptq.histogram import Histogram
 from ptq.integer.lower import lower
 from ptq.integer.outline import Outline, outline
 from ptq.integer.program import Program
@@ -33,6 +32,7 @@ from ptq.passes.correct_bias import CorrectBias
 from ptq.passes.learn_rounding import LearnRounding
 from ptq.passes.prepare import prepare
 from ptq.passes.quantize_weights import QuantizeWeights
+from ptq.passes.search_exponent import SearchExponent
 from ptq.plan import Plan
 from ptq.recipe import Effort, Recipe
 from ptq.report import artifact
@@ -114,39 +114,10 @@ def quantize(
         CalibrationError: the samples do not fit the model.
         RecipeError: a pattern that matches nothing.
     """
-    run = begin(
-        load(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes),
-        calib,
-        recipe or Recipe(),
-        preprocess=preprocess,
-        progress=progress,
-    )
-    source = Path(model) if isinstance(model, str | Path) else None
-    return finish(run, make_plan(run.context), source)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is read once: the prepared model and the samples, with what is odd about them."""
-
-    context: Context
-    counted: _Counted
-    preprocess: Preprocess | None
-    lints: tuple[Lint, ...]
-
-
-def begin(
-    model: ir.Model,
-    calib: Any,
-    recipe: Recipe,
-    *,
-    preprocess: Preprocess | None = None,
-    progress: Callable[[Progress], None] | None = None,
-) -> Run:
-    """Prepare the model, decide what becomes integer, open the samples."""
+    recipe = recipe or Recipe()
     report = progress or _silent
     report(Progress("prepare", 0, None))
-    float_model = prepare(model)
+    float_model = prepare(load(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes))
     sketch = outline(float_model, recipe)
     specs = input_specs(float_model)
     if preprocess is None and isinstance(calib, str | Path):
@@ -155,26 +126,23 @@ def begin(
         calib, specs, preprocess=preprocess, limit=recipe.samples, seed=recipe.seed
     )
     counted = _Counted(samples)
+    lints = tuple(lint(samples, specs))
     context = Context(float_model, sketch, recipe, counted.batches, report, samples.samples)
-    return Run(context, counted, preprocess, tuple(lint(samples, specs)))
-
-
-def finish(run: Run, plan: Plan, source: Path | None = None) -> Result:
-    """Lower the plan and print the target."""
-    context = run.context
-    context.report(Progress("lower", 0, None))
-    program = lower(context.model, context.outline, plan)
+    plan = make_plan(context)
+    report(Progress("lower", 0, None))
+    program = lower(float_model, sketch, plan)
+    target = TARGETS[recipe.target](program, io=recipe.io)
     return Result(
-        TARGETS[context.recipe.target](program, io=context.recipe.io),
-        context.model,
-        context.outline,
+        target,
+        float_model,
+        sketch,
         program,
         plan,
-        context.recipe,
-        run.counted.samples,
-        run.preprocess,
-        run.lints,
-        source=source,
+        recipe,
+        counted.samples,
+        preprocess,
+        lints,
+        source=Path(model) if isinstance(model, str | Path) else None,
     )
 
 
@@ -209,11 +177,6 @@ def make_plan(context: Context) -> Plan:
 
 def choose_activations(context: Context, plan: Plan) -> Plan:
     """Ranges of all activations in one streamed pass, then their grids."""
-    return ChooseActivationGrids()(context, plan, collect_histograms(context))
-
-
-def collect_histograms(context: Context) -> dict[str, Histogram]:
-    """Histograms of all activations, whatever widths they will have."""
     sites = context.outline.sites.values()
     names = [site.name for site in sites if site.source != "constant" and not site.fixed]
     runner = FloatRunner(context.model, names)
@@ -224,7 +187,7 @@ def collect_histograms(context: Context) -> dict[str, Histogram]:
 
     histograms = collect(runner, _Batches(context, size), names, report)
     runner.close()
-    return histograms
+    return ChooseActivationGrids()(context, plan, histograms)
 
 
 def correct_biases(context: Context, plan: Plan) -> Plan:
@@ -257,6 +220,7 @@ LEARNING: dict[Effort, tuple[LearnRounding, ...]] = {
 
 STAGES: tuple[Stage, ...] = (
     choose_activations,
+    SearchExponent(),
     QuantizeWeights(),
     correct_biases,
     learn_rounding,

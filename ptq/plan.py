@@ -51,7 +51,7 @@ class WeightPlan:
 
     axis: the output-channel axis of the float tensor.
     scale: [channels] float32, zero_point: [channels] int64.
-    codes: uint8 of the weight's shape, or None while only the grid is chosen.
+    codes: uint8 of the weight's shape, or None while only grid and scales are chosen.
     block_size: input elements that share a block multiplier; 0 is one block a channel.
     block_multiplier: [channels, blocks] int8 or None (all ones): an integer second level of scale
         (VS-Quant, arXiv 2102.04503), so that per-group scales run as plain int8 weights.
@@ -94,11 +94,13 @@ class Plan:
     activations: float value name -> ActivationPlan.
     weights: unit name -> WeightPlan.
     biases: unit name -> [channels] float64, corrected; units without an entry keep the model's.
+    grids: unit name -> the grid that its weight is to be quantised to, where one was searched.
     """
 
     activations: Mapping[str, ActivationPlan] = field(default_factory=dict)
     weights: Mapping[str, WeightPlan] = field(default_factory=dict)
     biases: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    grids: Mapping[str, Grid] = field(default_factory=dict)
 
     def with_activations(self, changes: Mapping[str, ActivationPlan]) -> Plan:
         """A copy with these activations replaced or added."""
@@ -112,6 +114,10 @@ class Plan:
         """A copy with these biases replaced or added."""
         return replace(self, biases={**self.biases, **changes})
 
+    def with_grids(self, changes: Mapping[str, Grid]) -> Plan:
+        """A copy with these grids of weights replaced or added."""
+        return replace(self, grids={**self.grids, **changes})
+
     def save(self, path: str | Path) -> None:
         """Write `path` (safetensors; scalars as JSON in its header)."""
         from safetensors.numpy import save_file
@@ -121,6 +127,7 @@ class Plan:
             "version": PLAN_VERSION,
             "activations": {},
             "weights": {},
+            "grids": {name: asdict(grid) for name, grid in self.grids.items()},
         }
         for name, act in self.activations.items():
             record = asdict(act)
@@ -176,4 +183,5 @@ class Plan:
                 for name, r in scalars["weights"].items()
             },
             biases={k.removeprefix("bias:"): v for k, v in arrays.items() if k.startswith("bias:")},
+            grids={name: Grid(**grid) for name, grid in scalars["grids"].items()},
         )

@@ -15,6 +15,7 @@ Method = Literal["minmax", "percentile", "entropy", "mse"]
 Effort = Literal["fast", "default", "best"]
 Target = Literal["onnx", "onnx-qdq", "onnx-strict"]
 Cpu = Literal["any", "vnni"]
+GridFamily = Literal["uniform", "power", "powerquant", "auto"]
 Bits = Annotated[int, msgspec.Meta(ge=2, le=8)]
 PRESETS = ("w8a8", "w4a8", "w4a4", "w3a8", "w2a8")
 _PRECISION = re.compile(r"w([2-8])a([2-8])")
@@ -28,6 +29,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         others in both.
     precision_map: pattern -> 'w4a8', 'w8', 'a4' or 'float' for single layers (ptq.precision).
     symmetric: weight zero points fixed at mid-range rather than searched per channel.
+    grid: shape of the levels of weights of 2 to 6 bits. 'uniform': equally spaced; 'power': an
+        exponent for every layer; 'powerquant': one for all; 'auto': uniform or power, layer by
+        layer, whichever costs its output less.
     calib_method: how activation ranges are chosen from the histograms.
     rounding: 'gptq' minimises each layer's output error by second-order rounding (needs samples),
         'nearest' takes the nearest level.
@@ -48,6 +52,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     edge_bits: Bits | None = 8
     precision_map: dict[str, str] = {}
     symmetric: bool = False
+    grid: GridFamily = "uniform"
     calib_method: Method = "mse"
     rounding: Literal["nearest", "gptq"] = "gptq"
     bias_correction: bool = True

@@ -6,6 +6,7 @@ Conventions, everywhere: w is [rows, K] with one row an output channel, Gram mat
 
 from ptq.passes.rounding.coordinate import coordinate_descent
 from ptq.passes.rounding.error_feedback import Feedback, gptq
+from ptq.passes.rounding.exponent_search import candidate_grids, shape_errors
 from ptq.passes.rounding.flip import squant
 from ptq.passes.rounding.layer_error import damped, row_errors
 from ptq.passes.rounding.output_correction import affine, bias_shift, target_weight
@@ -16,6 +17,7 @@ __all__ = [
     "Feedback",
     "affine",
     "bias_shift",
+    "candidate_grids",
     "capped_codes",
     "coordinate_descent",
     "damped",
@@ -24,6 +26,7 @@ __all__ = [
     "refit_scale",
     "row_errors",
     "search_scales",
+    "shape_errors",
     "squant",
     "target_weight",
 ]

@@ -17,10 +17,13 @@ from ptq.errors import RecipeError
 from ptq.grid import Codes, Floats, Grid, Integers
 from ptq.integer.pairs import Pairs
 from ptq.passes.rounding.layer_error import by_group, row_errors
+from ptq.passes.rounding.row_histograms import RowHistograms
 
 Array = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
 Snap = Callable[[Floats], Floats]
+Judge = Callable[[Floats, int], Array]
+"""(scale [rows], zero point) -> the error of nearest rounding, [rows]."""
 
 CHUNK = 1 << 17  # elements judged at a time, so that temporaries stay in cache
 FINALISTS = 6  # candidates a row that are compared by the whole Gram matrix
@@ -62,10 +65,11 @@ def search_scales(
     if gram is not None:
         diag = np.einsum("gkk->gk", gram)
     weight = None if diag is None else row_weights(w, diag)
+    judge = by_elements(w, weight, grid, pairs) if grid.uniform else by_bins(w, weight, grid)
     kept: list[Candidate] = []
     for scale, zero_point in candidates(w, grid, ratios or default_ratios(grid, pairs)):
         snapped = snap(scale)
-        error = nearest_errors(w, weight, grid, snapped, zero_point, pairs)
+        error = judge(snapped, zero_point)
         kept = best(kept, Candidate(snapped, np.full(len(w), zero_point), error), gram is not None)
     if gram is not None:
         kept = [judged(w, gram, grid, candidate, pairs) for candidate in kept]
@@ -127,6 +131,22 @@ def row_weights(w: Floats, diag: Floats) -> Singles:
     shape = by_group(w, diag).shape
     wide = np.broadcast_to(np.asarray(diag, np.float32)[:, None, :], shape)
     return wide.reshape(w.shape)
+
+
+def by_elements(w: Floats, weight: Singles | None, grid: Grid, pairs: Pairs | None) -> Judge:
+    """Errors from all elements of the rows."""
+    return lambda scale, zero: nearest_errors(w, weight, grid, scale, zero, pairs)
+
+
+def by_bins(w: Floats, weight: Singles | None, grid: Grid) -> Judge:
+    """Errors from the rows' histograms: looking up a table's levels element by element is slow."""
+    histograms = RowHistograms.of(w, weight)
+
+    def errors(scale: Floats, zero_point: int) -> Array:
+        levels = np.asarray(scale, np.float64)[:, None] * grid.table(zero_point)
+        return histograms.errors(levels[:, None, :])[:, 0]
+
+    return errors
 
 
 def nearest_errors(

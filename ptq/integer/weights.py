@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ptq.integer.claims import channel_axis, constant, integer, rank, real
+from ptq.integer.pairs import Pairs, convolution_pairs
 from ptq.integer.units import Unit
 
 
@@ -26,6 +27,14 @@ def unit_axis(unit: Unit) -> int:
     if unit.node.op_type == "MatMul":
         return 1
     return 1 if unit.node.op_type == "Gemm" and not integer(unit.node, "transB", 0) else 0
+
+
+def unit_pairs(unit: Unit, top: int) -> Pairs | None:
+    """The weights of a channel that a CPU may add in 16 bits, None if none; top: as for Pairs."""
+    shape = np.moveaxis(unit_weight(unit), unit_axis(unit), 0).shape
+    if unit.kind != "conv":
+        return Pairs.of(shape[1:], top)
+    return convolution_pairs(shape, integer(unit.node, "group", 1), top)
 
 
 def unit_bias(unit: Unit) -> npt.NDArray[np.float64]:

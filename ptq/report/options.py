@@ -20,6 +20,7 @@ T = TypeVar("T", int, float)
 METHODS = ("minmax", "percentile", "entropy", "mse")
 EFFORTS = ("fast", "default", "best")
 CPUS = ("any", "vnni")
+GRIDS = ("uniform", "power", "powerquant", "auto")
 TARGETS = ("onnx", "onnx-qdq", "onnx-strict")
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 COMMON = (

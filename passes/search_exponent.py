@@ -1,0 +1,114 @@
+"""Search the exponent of every weight's grid (NUPES-style, arXiv 2308.05600).
+
+Levels are sign(k) |k|^p, p = 1/a >= 1: denser near zero, as weights are. The search is exhaustive
+over a, half offset, zero point and clip factor, because an error costs only as much as the grid has
+levels (`rounding.row_histograms`). With samples an error is weighed by the mean square of the input
+that the weight meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ptq.grid import LARGEST, Grid
+from ptq.integer.units import Unit
+from ptq.integer.weights import unit_pairs
+from ptq.passes.collect_grams import collect_squares, weight_rows
+from ptq.passes.context import Context, Progress
+from ptq.passes.rounding import candidate_grids, shape_errors
+from ptq.plan import Plan
+from ptq.recipe import GridFamily
+
+WIDEST = 6
+"""Bits; more levels than that lie so close that an int8 table rounds them together."""
+
+Squares = Mapping[str, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class SearchExponent:
+    """Choose every weight's grid by the recipe's family; weights of 7 and 8 bits stay uniform.
+
+    exponents: a = 1/p to try. samples: how many weigh the errors; mean squares of inputs need far
+    fewer than second moments do.
+    """
+
+    exponents: tuple[float, ...] = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
+    samples: int = 64
+
+    def __call__(self, context: Context, plan: Plan) -> Plan:
+        """A plan with a grid for every weight that gets one of another shape."""
+        units = [u for u in context.outline.weighted if context.weight_bits(u) <= WIDEST]
+        return plan.with_grids(FAMILIES[context.recipe.grid](self, context, plan, units))
+
+
+def no_grids(
+    how: SearchExponent, context: Context, plan: Plan, units: Sequence[Unit]
+) -> dict[str, Grid]:
+    """Leave every weight on the affine uniform grid."""
+    return {}
+
+
+def grid_per_layer(
+    how: SearchExponent, context: Context, plan: Plan, units: Sequence[Unit]
+) -> dict[str, Grid]:
+    """Each layer's best exponent and half offset by its own (weighed) weight error."""
+    squares = input_squares(how, context, units)
+    chosen = {}
+    for done, unit in enumerate(units, 1):
+        grids = candidate_grids(base_grid(context, plan, unit), [1 / a for a in how.exponents])
+        errors = shape_errors(weight_rows(unit), grids, squares.get(unit.name))
+        chosen[unit.name] = grids[int(errors.sum(axis=1).argmin())]
+        context.report(Progress("search exponents", done, len(units), unit.name))
+    return chosen
+
+
+def one_exponent(
+    how: SearchExponent, context: Context, plan: Plan, units: Sequence[Unit]
+) -> dict[str, Grid]:
+    """PowerQuant (arXiv 2301.09858): symmetric, nothing clipped, one exponent for all layers.
+
+    It minimises the sum over layers of ||W - W^||_2, without samples.
+    """
+    bases = {u.name: replace(base_grid(context, plan, u), symmetric=True) for u in units}
+    norms = np.zeros(len(how.exponents))
+    for done, unit in enumerate(units, 1):
+        grids = [replace(bases[unit.name], power=1 / a) for a in how.exponents]
+        errors = shape_errors(weight_rows(unit), grids, ratios=(1.0,))
+        norms += np.sqrt(errors.sum(axis=1))
+        context.report(Progress("search exponents", done, len(units), unit.name))
+    power = 1 / how.exponents[int(norms.argmin())]
+    return {name: replace(base, power=power) for name, base in bases.items()}
+
+
+Choose = Callable[[SearchExponent, Context, Plan, Sequence[Unit]], dict[str, Grid]]
+
+FAMILIES: Mapping[GridFamily, Choose] = {
+    "uniform": no_grids,
+    "power": grid_per_layer,
+    "powerquant": one_exponent,
+    "auto": grid_per_layer,
+}
+
+
+def base_grid(context: Context, plan: Plan, unit: Unit) -> Grid:
+    """The unit's grid before its exponent is known.
+
+    Its table ends where two weights of the largest magnitude cannot saturate any CPU's arithmetic.
+    """
+    pairs = unit_pairs(unit, plan.activations[context.outline.site(unit.inputs[0])].high)
+    end = LARGEST
+    if pairs is not None and context.recipe.cpu == "any":
+        end = min(end, pairs.limit // 2)
+    return Grid(context.weight_bits(unit), symmetric=context.recipe.symmetric, end=end)
+
+
+def input_squares(how: SearchExponent, context: Context, units: Sequence[Unit]) -> Squares:
+    """Mean squares of every unit's input columns; none if the recipe rounds without samples."""
+    if context.recipe.rounding != "gptq":
+        return {}
+    return collect_squares(context, units, how.samples)
