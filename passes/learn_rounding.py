@@ -26,7 +26,7 @@ _LOG = logging.getLogger("ptq")
 
 LARGEST_BATCH = 32
 
-Kind = Literal["codes", "bias", "steps", "scales"]
+Kind = Literal["codes", "bias", "steps", "scales", "exponents"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class LearnRounding:
     """Learned codes, biases and scales of every layer with a weight.
 
     learns: what moves: 'codes' and 'bias' of weighted layers, 'steps' of activations below 8 bits
-        inside a block, 'scales' of weights.
+        inside a block, 'scales' of weights, 'exponents' of power grids.
     iterations: steps of the optimizer a block. batch: at most so many samples a step.
     lr: of codes, in codes; bias_lr: of biases, in codes of the layer's output; scale_lr: of steps
-        and scales, in their logarithms.
+        and scales, in their logarithms; exponent_lr: likewise, until half of the steps are done.
     drop: probability that an element of an activation is left unrounded.
     whole: the network is one block: what is left to gain once the blocks are good.
     loss: squared error of the block's outputs ('mse'), the same weighted by the Fisher diagonal
@@ -53,6 +53,7 @@ class LearnRounding:
     lr: float = 1e-2
     bias_lr: float = 5e-3
     scale_lr: float = 3e-3
+    exponent_lr: float = 3e-3
     drop: float = 0.0
     whole: bool = False
     loss: Literal["mse", "fisher", "kl"] = "mse"
@@ -68,6 +69,7 @@ class LearnRounding:
             "bias": {"bias": self.bias_lr},
             "steps": {"steps": self.scale_lr},
             "scales": {"scales": self.scale_lr},
+            "exponents": {"exponent": self.exponent_lr},
         }
         return {name: rate for kind in self.learns for name, rate in known[kind].items()}
 

@@ -32,6 +32,8 @@ Array = npt.NDArray[Any]
 
 WARM_UP = 0.2
 BETA = (20.0, 2.0)
+FROZEN = {"exponent": 0.5}
+"""When a kind of parameter stops moving, as a share of the iterations; the others at the end."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def learn_block(task: Task, options: Options) -> tuple[list[Learned], Scales]:
     for done in range(options.iterations):
         share = done / options.iterations
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * share))
+            group["lr"] = rate * decay(share / FROZEN.get(group["kind"], 1.0))
         batch = task.draw(generator)
         captured: dict[str, Tensor] = {}
         quantiser = _capturing(drop_quantization(options.drop, noise), names, captured)
@@ -118,6 +120,11 @@ def learn_block(task: Task, options: Options) -> tuple[list[Learned], Scales]:
             part.variable.settle()
         task.report(done + 1, float(loss.detach()))
     return learned, scales
+
+
+def decay(share: float) -> float:
+    """What is left of a learning rate: half a cosine, then nothing."""
+    return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
 def device_of_choice() -> torch.device:
@@ -227,7 +234,10 @@ def _groups(learned: list[Learned], scales: Scales, options: Options) -> list[di
             kinds.setdefault(kind, []).append(tensor)
         else:
             tensor.requires_grad_(False)
-    return [{"params": tensors, "lr": options.rates[kind]} for kind, tensors in kinds.items()]
+    return [
+        {"params": tensors, "lr": options.rates[kind], "kind": kind}
+        for kind, tensors in kinds.items()
+    ]
 
 
 def _penalty(learned: list[Learned], share: float, options: Options) -> Tensor | float:

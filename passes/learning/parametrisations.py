@@ -8,6 +8,7 @@ import torch
 
 from ptq.passes.learning.flexround import FlexRound
 from ptq.passes.learning.layers import Layer
+from ptq.passes.learning.table import TableLatent
 from ptq.passes.learning.uniform import AdaRound, Latent
 from ptq.passes.learning.variable import Fixed, Make, Variable
 from ptq.plan import WeightPlan
@@ -18,6 +19,7 @@ VARIABLES: dict[tuple[Family, str], Make] = {
     ("uniform", "latent"): Latent,
     ("uniform", "adaround"): AdaRound,
     ("uniform", "flexround"): FlexRound,
+    ("table", "latent"): TableLatent,
 }
 """(family of the grid, variable) -> what makes it of a layer."""
 
