@@ -7,6 +7,8 @@ arithmetic is integer work on the side that no accelerator runs; the target abov
 The target is evaluated symbolically: an entry is a number, the name of a dimension, or None. A
 name that the input has at the same place becomes 0; one other unknown entry becomes -1. A constant
 target whose -1 can only be the input's dimension at that place gets a 0 there, and keeps its name.
+One that starts with the input's own first number gets a 0 there too, so that a batch size which the
+model fixes is not in the way of running several samples at a time.
 Left alone: two or more unknown entries, a computed 0.
 """
 
@@ -69,8 +71,13 @@ def _target(node: ir.Node) -> list[int] | None:
 
 
 def _with_zero(node: ir.Node, known: Array) -> list[int] | None:
-    """The constant target with 0 for its -1, when everything else has one size; else None."""
+    """The constant target with 0 for its first number or its -1, where that is the same; or None.
+
+    -1 is, when everything else has one size.
+    """
     target, source = [int(entry) for entry in known.reshape(-1)], dims(input_at(node, 0))
+    if target and source and isinstance(source[0], int) and 0 < source[0] == target[0]:
+        return [0, *target[1:]]
     place = target.index(-1) if -1 in target else len(source)
     if place >= len(source) or not isinstance(source[place], str) or 0 in target:
         return None

@@ -16,7 +16,8 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from itertools import islice
+from typing import Any, Literal
 
 from ptq.integer.blocks import Block, find_blocks, whole_network
 from ptq.passes.context import Context
@@ -121,13 +122,43 @@ def _obstacle(context: Context, samples: int) -> str | None:
     """Why nothing can be learned, or None."""
     from ptq.execute.differentiable import unsupported
 
-    shapes = [value.shape for value in context.model.graph.inputs]
     if samples < 2:
         return "it needs two samples at least"
     if not context.outline.weighted:
         return "no layer has a weight"
-    if any(not shape or isinstance(shape[0], int) for shape in shapes):
-        return "the model's batch size is fixed"
     if missing := unsupported(context.model.graph):
         return f"no gradients of {', '.join(missing)}"
+    if not _stacks(context):
+        return "the model gives several samples at a time other results than one by one"
     return None
+
+
+def _stacks(context: Context) -> bool:
+    """True if two batches of the model's own size can be run as one.
+
+    A fixed batch size is only a declaration in most models; where it is a number in their
+    arithmetic (the target of a Reshape, say), running them stacked fails or gives other shapes.
+    """
+    import numpy as np
+
+    from ptq.execute.differentiable import FloatGraph, to_array, to_tensor
+
+    names = [str(value.name) for value in context.model.graph.outputs]
+    graph = FloatGraph(context.model.graph, context.model.opset_imports.get("", 21), outputs=names)
+    batches = [dict(batch) for batch in islice(context.batches(1), 2)]
+
+    def run(feed: Mapping[str, Any]) -> dict[str, Any]:
+        found = graph.run({name: to_tensor(x, "cpu") for name, x in feed.items()})
+        return {name: to_array(x) for name, x in found.items()}
+
+    try:
+        together = run({name: np.concatenate([b[name] for b in batches]) for name in batches[0]})
+    except (RuntimeError, ValueError):
+        return False
+    alone = [run(batch) for batch in batches]
+    wanted = {name: np.concatenate([part[name] for part in alone]) for name in names}
+    return all(
+        together[name].shape == wanted[name].shape
+        and np.allclose(together[name], wanted[name], rtol=1e-3, atol=1e-4)
+        for name in names
+    )

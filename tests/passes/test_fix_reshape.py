@@ -57,6 +57,25 @@ def test_minus_one_that_is_the_batch_becomes_zero() -> None:
     assert tuple(after.graph[0].inputs[1].const_value.numpy()) == (0, 12)
 
 
+def test_a_fixed_batch_becomes_zero() -> None:
+    model = graph(
+        "(float[2, 3, 4] x) => (float[2, 12] y) { y = Reshape(x, t) }",
+        {"t": np.array([2, -1], np.int64)},
+    )
+    after = rewritten(model, fix_reshape)
+    assert tuple(after.graph[0].inputs[1].const_value.numpy()) == (0, -1)
+
+
+def test_leaves_alone_a_first_number_that_is_not_the_batch() -> None:
+    declined(
+        graph(
+            "(float[2, 3, 4] x) => (float[6, 4] y) { y = Reshape(x, t) }",
+            {"t": np.array([6, 4], np.int64)},
+        ),
+        fix_reshape,
+    )
+
+
 def test_leaves_alone_minus_one_that_is_not_the_batch() -> None:
     model = graph(
         "(float[N, 3, 4] x) => (float[M, 4] y) { y = Reshape(x, t) }",

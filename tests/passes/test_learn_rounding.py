@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import ptq
@@ -191,6 +192,32 @@ def test_an_operator_without_gradients_leaves_the_plan_with_a_warning(
     plan = make_plan(context)
     assert SHORT(context, plan) is plan
     assert "MaxRoiPool" in caplog.text
+
+
+def test_a_fixed_batch_size_is_no_obstacle() -> None:
+    proto = onnx.load(DIGITS / "digits_cnn.onnx")
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
+    context = context_of(proto, DIGITS / "digits_calib.npz")
+    plan = make_plan(context)
+    assert SHORT(context, plan) is not plan
+
+
+def test_a_batch_size_in_the_arithmetic_leaves_the_plan_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    b = GraphBuilder(np.random.default_rng(0))
+    y = b.node("MatMul", ["x", b.weight(6, 4)])
+    y = b.node("Reshape", [y, b.constant(np.array([4, 2], np.int64))])
+    y = b.node("MatMul", [y, b.weight(2, 3)])
+    proto = b.model({"x": (6,)}, {y: (3,)})
+    for value, rows in ((proto.graph.input[0], 2), (proto.graph.output[0], 4)):
+        value.type.tensor_type.shape.dim[0].dim_value = rows
+    samples = {"x": np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)}
+    context = context_of(proto, samples)
+    plan = make_plan(context)
+    assert SHORT(context, plan) is plan
+    assert "several samples at a time" in caplog.text
 
 
 @pytest.mark.slow
