@@ -2,5 +2,6 @@
 
 from ptq.commands.bench import bench
 from ptq.commands.regress import regress
+from ptq.commands.report import report
 
-COMMANDS = (bench, regress)
+COMMANDS = (bench, regress, report)

@@ -10,6 +10,7 @@ import msgspec
 
 from ptq import __version__
 from ptq.report.gates import Gate
+from ptq.report.plain_markdown import literal
 
 _MARKS = {"passed": "✅", "failed": "❌", "skipped": "⚪"}
 _SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -34,26 +35,19 @@ def markdown(verdicts: Verdicts) -> str:
     """A table of the gates, with what is new and at fault below it."""
     title = "passed" if verdicts.passed else "failed"
     lines = [
-        f"### ptq regress {title}: {_cell(verdicts.model)}",
+        f"### ptq regress {title}: {literal(verdicts.model)}",
         "",
         "| | gate | result |",
         "|---|---|---|",
-        *(f"| {_MARKS[g.status]} | {g.name} | {_cell(g.message)} |" for g in verdicts.gates),
+        *(f"| {_MARKS[g.status]} | {g.name} | {literal(g.message)} |" for g in verdicts.gates),
     ]
     for gate in verdicts.gates:
         if gate.status == "failed" and gate.items:
             lines += ["", f"**{gate.name}**", ""]
-            lines += [f"- {_cell(item)}" for item in gate.items]
+            lines += [f"- {literal(item)}" for item in gate.items]
     for note in verdicts.notes:
-        lines += ["", _cell(note)]
+        lines += ["", literal(note)]
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    """Text that Markdown and HTML take literally: names come from models."""
-    flat = " ".join(text.split())
-    flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return "".join(f"\\{c}" if c in "\\`*_[]|#" else c for c in flat)
 
 
 def junit(verdicts: Verdicts) -> str:

@@ -23,8 +23,7 @@ CPUS = ("any", "vnni")
 GRIDS = ("uniform", "power", "powerquant", "auto")
 TARGETS = ("onnx", "onnx-qdq", "onnx-strict")
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-COMMON = (
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+QUIET = (
     click.option("--quiet", is_flag=True, help="No progress and no warnings."),
     click.option(
         "--debug",
@@ -33,6 +32,10 @@ COMMON = (
         callback=remember_debug,
         help="Print the traceback of an error.",
     ),
+)
+COMMON = (
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+    *QUIET,
 )
 CALIB = click.option(
     "--calib",

@@ -1,0 +1,136 @@
+"""How often the gates of `ptq regress` are right, on ResNet-20 at W4A8.
+
+    python benchmarks/bench_gates.py [--runs 20] [--folder out/gates]
+
+Needs the shared data (PTQ_SHARED, default ../shared). The baseline is seed 0; then, `runs` times
+each: another seed (must pass), the same file (A/A, must pass), round to nearest (about 1.5 points
+worse, must fail accuracy), and the same network with idle work added (about 15 % slower, must fail
+latency). Prints which gates failed how often. A folder that is there already is gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+from onnx import helper
+
+import ptq
+from ptq.calib_data import parse_preprocess
+from ptq.evaluate import Samples, bench_files
+from ptq.regress import RegressOptions, make_baseline, regress_file
+from ptq.report.artifact import SidePaths
+from ptq.report.baseline import save_baseline
+from ptq.report.benchmark import BenchOptions
+
+SHARED = Path(os.environ.get("PTQ_SHARED", Path(__file__).parents[2] / "shared"))
+MODEL = SHARED / "models/resnet20_cifar10.onnx"
+PREPROCESS = parse_preprocess("imagenet")
+RECIPE = ptq.Recipe.from_bits(4).replace(samples=256)
+SLOWER = 1.15
+
+
+def quantized(path: Path, recipe: ptq.Recipe) -> Path:
+    """The quantised model at `path`, made if it is not there."""
+    if not path.is_file():
+        calib = SHARED / "data/cifar10_calib.npz"
+        ptq.quantize(MODEL, calib, recipe, preprocess=PREPROCESS).save(path)
+    return path
+
+
+def slowed(path: Path, base: Path) -> Path:
+    """`base` with MaxPools of one element, which change nothing, until it is SLOWER."""
+    if path.is_file():
+        return path
+    for suffix in ("manifest", "program"):
+        shutil.copy(getattr(SidePaths(base), suffix), getattr(SidePaths(path), suffix))
+    low, high = 0, 256
+    while high - low > 1:  # more of them is slower
+        count = (low + high) // 2
+        with_idle_work(base, path, count)
+        options = BenchOptions(seconds=4.0, threads=1)
+        ratio = 1 / bench_files([base, path], Samples(), options).speedups[1]
+        print(f"{count} idle nodes: {ratio:.3f} x the time", flush=True)
+        if abs(ratio - SLOWER) < 0.01:
+            break
+        low, high = (count, high) if ratio < SLOWER else (low, count)
+    return path
+
+
+def with_idle_work(source: Path, path: Path, count: int) -> None:
+    """Write `source` with `count` MaxPools between its first convolution and whoever reads it."""
+    model = onnx.load(source)
+    nodes = model.graph.node
+    where = next(i for i, node in enumerate(nodes) if node.op_type == "QLinearConv")
+    made = nodes[where].output[0]
+    chain = [f"{made}.idle{i}" for i in range(count)]
+    for node in nodes[where + 1 :]:
+        node.input[:] = [chain[-1] if name == made and chain else name for name in node.input]
+    for i, (before, after) in enumerate(zip([made, *chain], chain, strict=False)):
+        nodes.insert(
+            where + 1 + i, helper.make_node("MaxPool", [before], [after], kernel_shape=[1, 1])
+        )
+    onnx.save(model, path)
+
+
+def main() -> None:
+    """Run what has not been run yet, and count."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--folder", type=Path, default=Path("out/gates"))
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluation = Samples(evaluation=SHARED / "data/cifar10_eval.npz", preprocess=PREPROCESS)
+    options = RegressOptions(evaluation)
+    baseline = folder / "baseline.json"
+    base = quantized(folder / "seed0.onnx", RECIPE)
+    if not baseline.is_file():
+        save_baseline(make_baseline(base, folder, options), baseline)
+    cases: dict[str, Callable[[int], Path]] = {
+        "A/A": lambda run: base,
+        "slowed": lambda run: slowed(folder / "slowed.onnx", base),
+        "degraded": lambda run: quantized(
+            folder / f"nearest{run}.onnx", RECIPE.replace(rounding="nearest", seed=run)
+        ),
+        "another seed": lambda run: quantized(folder / f"seed{run}.onnx", RECIPE.replace(seed=run)),
+    }
+    log = folder / "log.jsonl"
+    for run in range(1, arguments.runs + 1):
+        for case, model in cases.items():
+            if (case, run) not in done(log):
+                found = regress_file(model(run), baseline, options)
+                gates = {gate.name: [gate.status, gate.message] for gate in found.gates}
+                with log.open("a") as file:
+                    file.write(json.dumps({"case": case, "run": run, "gates": gates}) + "\n")
+        report(log)
+
+
+def done(log: Path) -> dict[tuple[str, int], dict[str, list[str]]]:
+    """The gates of every run in the log."""
+    lines = log.read_text().splitlines() if log.is_file() else []
+    records = [json.loads(line) for line in lines]
+    return {(r["case"], r["run"]): r["gates"] for r in records}
+
+
+def report(log: Path) -> None:
+    """One line a case: how often which gate failed."""
+    runs: Counter[str] = Counter()
+    failures: dict[str, Counter[str]] = {}
+    for (case, _), gates in done(log).items():
+        runs[case] += 1
+        failed = [name for name, (status, _) in gates.items() if status == "failed"]
+        failures.setdefault(case, Counter()).update(failed or ["none"])
+    for case, count in runs.items():
+        found = ", ".join(f"{gate} {n}" for gate, n in failures[case].most_common())
+        print(f"{case}: {count} runs; failed: {found}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

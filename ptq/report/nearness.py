@@ -1,0 +1,59 @@
+"""Every tensor of the integer network beside the float one's: how near, and how it is spread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from ptq.execute.float import FloatRunner
+from ptq.execute.taps import graph_values, tapped
+from ptq.histogram import Histogram
+from ptq.report.metrics import Fidelity
+from ptq.report.session import Batch, open_session
+from ptq.report.verification import Subject
+
+
+@dataclass
+class Tensor:
+    """One activation. histogram: of the float values. fidelity: of the codes' values to them."""
+
+    fidelity: Fidelity = field(default_factory=Fidelity)
+    histogram: Histogram = field(default_factory=Histogram)
+
+
+def tensors(
+    subject: Subject, batches: Iterable[Batch], progress: Callable[[int], None] | None = None
+) -> dict[str, Tensor]:
+    """Run both networks on every batch; value name -> what was seen, where both have the tensor.
+
+    batches: float inputs by name. progress: called with the number of samples done.
+
+    Raises:
+        UnsupportedModelError: onnxruntime does not load the target.
+        CalibrationError: the samples do not fit.
+    """
+    if subject.float_model is None:
+        return {}
+    visible, known = graph_values(subject.target), graph_values(subject.float_model)
+    names = {
+        name: codes
+        for name, codes in subject.code_names.items()
+        if codes in visible and name in known and known[name].dtype == ir.DataType.FLOAT
+    }
+    session = open_session(tapped(subject.target, list(names.values())), name="tapped target")
+    runner = FloatRunner(subject.float_model, list(names))
+    found = {name: Tensor() for name in names}
+    samples = 0
+    for batch in batches:
+        codes = session.run(session.feeds(batch))
+        for part in runner.split(batch):
+            for name, x in part.run(batch).items():
+                grid = subject.program.codes[name]
+                found[name].fidelity.add(x, grid.dequantize(codes[names[name]]))
+                found[name].histogram.update(x)
+        samples += max((len(x) for x in batch.values() if x.ndim), default=1)
+        if progress is not None:
+            progress(samples)
+    return found
