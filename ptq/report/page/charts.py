@@ -75,7 +75,8 @@ def latency(found: Benchmark) -> Markup:
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
         kind = "float" if index == 0 else "integer"
         body.append(Markup('<polyline class="line {}" points="{}"/>').format(kind, points))
-        body.append(_text(xs[len(xs) // 2] + 4, 18 + 14 * index, timing.name))
+        key = '<text class="{}" x="{}" y="{}" text-anchor="end">{}</text>'
+        body.append(Markup(key).format(kind, WIDTH - 4, 44 + 14 * index, timing.name))
     body += [
         _text(0, HEIGHT - 6, f"{low:.3g} ms"),
         _text(WIDTH, HEIGHT - 6, f"{high:.3g} ms (99 %)", "end"),
