@@ -11,6 +11,7 @@
     │   ├── UnsafeModelError             refused before anything else reads it
     │   └── UnsupportedModelError        valid, but not something that ptq can do as asked
     ├── MissingDependencyError  exit 4   an optional package or a device is not there
+    ├── BudgetError             exit 5   no choice of precisions fits the budgets
     └── InterruptedRunError     exit 130 stopped by the user; nothing half-written is left
 
 A message says what, where, got, wanted and the remedy, in that order.
@@ -71,6 +72,12 @@ class MissingDependencyError(PtqError):
     """An optional package or a device is not there."""
 
     exit_code = 4
+
+
+class BudgetError(PtqError):
+    """No choice of precisions fits the budgets; says which one binds, and what would fit."""
+
+    exit_code = 5
 
 
 class InterruptedRunError(PtqError):

@@ -21,6 +21,7 @@ from ptq.calib_data import (
     open_calibration,
 )
 from ptq.execute.float import FloatRunner
+from ptq.histogram import Histogram
 from ptq.integer.lower import lower
 from ptq.integer.outline import Outline, outline
 from ptq.integer.program import Program
@@ -114,10 +115,39 @@ def quantize(
         CalibrationError: the samples do not fit the model.
         RecipeError: a pattern that matches nothing.
     """
-    recipe = recipe or Recipe()
+    run = begin(
+        load(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes),
+        calib,
+        recipe or Recipe(),
+        preprocess=preprocess,
+        progress=progress,
+    )
+    source = Path(model) if isinstance(model, str | Path) else None
+    return finish(run, make_plan(run.context), source)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is read once: the prepared model and the samples, with what is odd about them."""
+
+    context: Context
+    counted: _Counted
+    preprocess: Preprocess | None
+    lints: tuple[Lint, ...]
+
+
+def begin(
+    model: ir.Model,
+    calib: Any,
+    recipe: Recipe,
+    *,
+    preprocess: Preprocess | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Run:
+    """Prepare the model, decide what becomes integer, open the samples."""
     report = progress or _silent
     report(Progress("prepare", 0, None))
-    float_model = prepare(load(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes))
+    float_model = prepare(model)
     sketch = outline(float_model, recipe)
     specs = input_specs(float_model)
     if preprocess is None and isinstance(calib, str | Path):
@@ -126,23 +156,26 @@ def quantize(
         calib, specs, preprocess=preprocess, limit=recipe.samples, seed=recipe.seed
     )
     counted = _Counted(samples)
-    lints = tuple(lint(samples, specs))
     context = Context(float_model, sketch, recipe, counted.batches, report, samples.samples)
-    plan = make_plan(context)
-    report(Progress("lower", 0, None))
-    program = lower(float_model, sketch, plan)
-    target = TARGETS[recipe.target](program, io=recipe.io)
+    return Run(context, counted, preprocess, tuple(lint(samples, specs)))
+
+
+def finish(run: Run, plan: Plan, source: Path | None = None) -> Result:
+    """Lower the plan and print the target."""
+    context = run.context
+    context.report(Progress("lower", 0, None))
+    program = lower(context.model, context.outline, plan)
     return Result(
-        target,
-        float_model,
-        sketch,
+        TARGETS[context.recipe.target](program, io=context.recipe.io),
+        context.model,
+        context.outline,
         program,
         plan,
-        recipe,
-        counted.samples,
-        preprocess,
-        lints,
-        source=Path(model) if isinstance(model, str | Path) else None,
+        context.recipe,
+        run.counted.samples,
+        run.preprocess,
+        run.lints,
+        source=source,
     )
 
 
@@ -177,6 +210,11 @@ def make_plan(context: Context) -> Plan:
 
 def choose_activations(context: Context, plan: Plan) -> Plan:
     """Ranges of all activations in one streamed pass, then their grids."""
+    return ChooseActivationGrids()(context, plan, collect_histograms(context))
+
+
+def collect_histograms(context: Context) -> dict[str, Histogram]:
+    """Histograms of all activations, whatever widths they will have."""
     sites = context.outline.sites.values()
     names = [site.name for site in sites if site.source != "constant" and not site.fixed]
     runner = FloatRunner(context.model, names)
@@ -187,7 +225,7 @@ def choose_activations(context: Context, plan: Plan) -> Plan:
 
     histograms = collect(runner, _Batches(context, size), names, report)
     runner.close()
-    return ChooseActivationGrids()(context, plan, histograms)
+    return histograms
 
 
 def correct_biases(context: Context, plan: Plan) -> Plan:

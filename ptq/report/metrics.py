@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ptq.execute.class_axis import class_axis
+
 Array = npt.NDArray[Any]
 
 
@@ -73,14 +75,6 @@ class Fidelity:
             top1_agreement=self.agreed / self.rows if self.rows else None,
             max_error=self.max_error,
         )
-
-
-def class_axis(shape: tuple[int, ...]) -> int | None:
-    """Where the classes of an output are: [N, C], [N, T, C], [N, C, H, W]; None if nowhere."""
-    if len(shape) < 2:
-        return None
-    axis = 2 if len(shape) == 3 else 1
-    return axis if shape[axis] > 1 else None
 
 
 @dataclass
