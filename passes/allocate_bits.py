@@ -92,13 +92,15 @@ def allocate_bits(
 class _Program:
     """The integer program: one binary variable an option, then one a group and width.
 
-    rows: objective and cost coefficients by name. equal, to: the equality constraints.
+    rows: objective and cost coefficients by name. equal, to: the equality constraints. whole: 1
+    where a variable is integral by demand; the groups' are because their layers' are.
     """
 
     problem: Problem
     rows: Mapping[str, npt.NDArray[np.float64]]
     equal: Any
     to: npt.NDArray[np.float64]
+    whole: npt.NDArray[np.integer]
 
     @staticmethod
     def of(problem: Problem) -> _Program:
@@ -118,7 +120,8 @@ class _Program:
                 if (group.get(site, site), bits) in column:
                     rows[LOSS][column[group[site], bits]] += loss
         equal, to = _constraints(problem, group, column)
-        return _Program(problem, rows, equal, to)
+        whole = np.repeat([1, 0], [len(options), len(widths)])
+        return _Program(problem, rows, equal, to, whole)
 
     def solve(self, budgets: Mapping[str, float], objective: str) -> npt.NDArray[np.bool_] | None:
         """The chosen variables, or None if nothing fits."""
@@ -132,7 +135,10 @@ class _Program:
             constraints.append(LinearConstraint(row[None], -np.inf, room / scale + SLACK))
         target = self.rows[objective] / (np.abs(self.rows[objective]).max(initial=0.0) or 1.0)
         found = milp(
-            target, constraints=constraints, integrality=np.ones(len(target)), bounds=Bounds(0, 1)
+            target,
+            constraints=constraints,
+            integrality=self.whole,
+            bounds=Bounds(0, 1),
         )
         return None if found.x is None else found.x > 0.5
 

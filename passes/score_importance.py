@@ -207,10 +207,10 @@ class _Layer:
 
         node = self.unit.node
         output, (x, w, *others) = str(node.outputs[0].name), [v for v in node.inputs if v]
-        zeros = {str(v.name): torch.zeros(()) for v in others}  # its bias is no error
         found = {}
         for bits, (weight, shift) in self.errors.items():
-            given = {str(x.name): values[self.unit.inputs[0]], str(w.name): weight, **zeros}
+            given = {str(x.name): values[self.unit.inputs[0]], str(w.name): weight}
+            given |= {str(v.name): torch.zeros_like(shift) for v in others}  # its bias is no error
             with torch.no_grad():
                 delta = self.graph.run(given)[output]
                 shape = [1] * delta.ndim

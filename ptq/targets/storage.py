@@ -88,6 +88,15 @@ def store_weight(
     return b.node("Transpose", [levels], {"perm": list(range(rows.ndim))[::-1]}, "d")
 
 
+def stored_bytes(weights: int, channels: int, bits: int) -> int:
+    """About what a layer's weight takes in a file: uniform grid, a zero point a channel."""
+    planes = PLANES.get(bits)
+    if planes is None:
+        return weights
+    packed = -(-weights * sum(planes) // 8) + 3 * len(planes) * NODE_BYTES + channels
+    return min(packed, weights)
+
+
 def _worth_packing(stored: WeightPlan | None) -> bool:
     """True if codes, zero points or tables, and the nodes that decode, are less than int8."""
     if stored is None or stored.codes is None:

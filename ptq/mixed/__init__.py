@@ -1,0 +1,10 @@
+"""Mixed precision: choose the width of every tensor within budgets, and measure what was chosen.
+
+study       the network and its samples, read once
+rounding    rounded weights of every layer and width, kept in a work folder
+costs       what each width of each layer costs
+choose      scores and costs -> an allocation
+points      an allocation -> a quantised network, measured on held-out samples
+promote     the layers that cost most, measured, get more bits
+explore     the Pareto front
+"""
