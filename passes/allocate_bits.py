@@ -14,7 +14,10 @@ as a budget gives the cheapest network of a wanted quality.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,12 +137,10 @@ class _Program:
             row = self.rows[name] / scale
             constraints.append(LinearConstraint(row[None], -np.inf, room / scale + SLACK))
         target = self.rows[objective] / (np.abs(self.rows[objective]).max(initial=0.0) or 1.0)
-        found = milp(
-            target,
-            constraints=constraints,
-            integrality=self.whole,
-            bounds=Bounds(0, 1),
-        )
+        with _stdout_kept():
+            found = milp(
+                target, constraints=constraints, integrality=self.whole, bounds=Bounds(0, 1)
+            )
         return None if found.x is None else found.x > 0.5
 
     def cost(self, name: str, chosen: npt.NDArray[np.bool_]) -> float:
@@ -162,6 +163,19 @@ class _Program:
         others = {n: limit for n, limit in budgets.items() if n != name}
         chosen = self.solve(others, name)
         return None if chosen is None else self.cost(name, chosen)
+
+
+@contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """HiGHS prints to the process's stdout at times, where our JSON goes: to stderr with it."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _groups(problem: Problem) -> dict[str, str]:
