@@ -31,6 +31,7 @@ from ptq.report.options import (
     Common,
     preprocess_of,
 )
+from ptq.report.resources import RUN, kept_if_interrupted
 
 if TYPE_CHECKING:
     from ptq.recipe import Recipe
@@ -66,6 +67,8 @@ class _Quantize(Choices):
     measure: bool
     force: bool
     trust: bool
+    memory: int | None
+    resume: bool
 
 
 @main.command()
@@ -97,6 +100,7 @@ class _Quantize(Choices):
     click.option("--measure/--no-measure", default=True, help="Compare and time the result."),
     click.option("--force", is_flag=True, help="Replace OUT if it exists."),
     click.option("--trust", is_flag=True, help="Read a .pt2 MODEL, which may run code in it."),
+    *RUN,
     *COMMON,
 )
 def quantize(options: _Quantize) -> None:
@@ -151,6 +155,7 @@ def _what_bits_mean(recipe: Recipe) -> str:
 def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
     """Quantise, measure, write; returns the report."""
     from ptq.evaluate import Samples, check_evaluation
+    from ptq.pipeline import RunOptions
     from ptq.pipeline import quantize as run
     from ptq.report import artifact
     from ptq.report.measure import measure
@@ -158,7 +163,8 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
     from ptq.report.summary import make_report
 
     preprocess = preprocess_of(options.preprocess)
-    with progress(quiet=options.quiet) as show:
+    memory = options.memory or RunOptions.memory_bytes
+    with progress(quiet=options.quiet) as show, kept_if_interrupted(out) as work:
         if options.evaluation is not None:
             check_evaluation(options.model, options.evaluation, preprocess)
         result = run(
@@ -166,7 +172,8 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
             options.calib,
             recipe,
             preprocess=preprocess,
-            progress=lambda p: show(p.stage, p.done, p.total),
+            progress=lambda p: show(p.stage, p.done, p.total, p.detail),
+            how=RunOptions(work, options.resume, memory),
         )
         report = make_report(result, options.model)
         if options.measure:

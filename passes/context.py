@@ -19,6 +19,7 @@ from ptq.recipe import Recipe
 
 TAPPED_BYTES = 64 << 20
 LARGEST_BATCH = 64
+HELD_OUT = 8
 
 Batch = Mapping[str, npt.NDArray[Any]]
 
@@ -72,6 +73,18 @@ class Context:
     def batches_of(self, size: int) -> int | None:
         """How many batches of `size` one pass has, if known: the total of a progress bar."""
         return None if self.samples is None else -(-self.samples // size)
+
+    def count(self) -> int:
+        """How many samples there are, by a pass over them if that is not known."""
+        if self.samples is not None:
+            return self.samples
+        return sum(len(next(iter(batch.values()))) for batch in self.batches(LARGEST_BATCH))
+
+    def held_out(self) -> npt.NDArray[np.intp]:
+        """Samples that nothing is learned on, in order: one of HELD_OUT, and one at least."""
+        samples = self.count()
+        order = self.generator().permutation(samples)
+        return np.sort(order[: max(1, samples // HELD_OUT)])
 
     def generator(self) -> np.random.Generator:
         """A random generator that depends on the recipe's seed only."""

@@ -6,8 +6,8 @@ learning if `drop` says so (QDrop, arXiv 2203.05740). Codes and biases are learn
 the plan, which the integer program runs as they are; where scales are learned too, they are nudged
 to such scales afterwards.
 
-1. A block is kept only if it lowers its output's error on samples it has not seen.
-2. All of it is kept only if the outputs of the network come nearer to the float model's there.
+A block is kept only if it lowers its output's error on samples it has not seen. Whether the whole
+brings the network nearer to the float one is for the ladder to judge (`ptq.ladder`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from ptq.plan import Plan
 
 _LOG = logging.getLogger("ptq")
 
-LARGEST_BATCH = 32
+FINEST = 8
+"""Weights of so many bits keep their codes: rounding has nothing left to gain there, and they stay
+within what their pairs may sum to."""
 
 Kind = Literal["codes", "bias", "steps", "scales", "exponents"]
 
@@ -81,17 +83,20 @@ class LearnRounding:
         return f"learn {what} of the whole" if self.whole else f"learn {what}"
 
     def __call__(self, context: Context, plan: Plan) -> Plan:
-        """A plan with what was learned, or the same plan if that is no better."""
+        """A plan with what was learned, or the same plan if no block gained."""
         from ptq.passes.learning.run import Run
         from ptq.passes.learning.samples import SampleStore
 
         blocks: tuple[Block, ...] = find_blocks(context.model, context.outline)
         if self.whole:
             blocks = (whole_network(context.model, context.outline),)
-        samples = _count(context)
+        samples = context.count()
         reason = _obstacle(context, samples)
         if reason is not None:
             _LOG.warning("rounding is not learned: %s", reason)
+            return plan
+        if "codes" in self.learns and all(w.grid.bits >= FINEST for w in plan.weights.values()):
+            _LOG.info("rounding is not learned: every weight has %d bits", FINEST)
             return plan
         half = context.memory_bytes // 2
         stores = SampleStore(samples, half), SampleStore(samples, half)
@@ -110,12 +115,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _count(context: Context) -> int:
-    if context.samples is not None:
-        return context.samples
-    return sum(len(next(iter(batch.values()))) for batch in context.batches(LARGEST_BATCH))
 
 
 def _obstacle(context: Context, samples: int) -> str | None:

@@ -11,12 +11,30 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+import ptq
 from ptq.plan import Plan
+from ptq.recipe import Recipe
 
 _NAME = re.compile(r"(?P<key>[0-9a-f]{64})-(?P<done>\d+)\.plan")
+
+
+def run_key(model: bytes, recipe: Recipe, batches: Iterable[Mapping[str, npt.NDArray[Any]]]) -> str:
+    """A hash of everything that decides the result of a run."""
+    digest = hashlib.sha256(f"{ptq.__version__} {recipe.to_json()}".encode())
+    digest.update(model)
+    for batch in batches:
+        for name, array in sorted(batch.items()):
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
+from threadpoolctl import threadpool_limits
 
 from ptq.calib_data import (
     Calibration,
@@ -20,11 +21,13 @@ from ptq.calib_data import (
     lint,
     open_calibration,
 )
+from ptq.checkpoints import Checkpoints, run_key
 from ptq.execute.float import FloatRunner
 from ptq.histogram import Histogram
 from ptq.integer.lower import lower
 from ptq.integer.outline import Outline, outline
 from ptq.integer.program import Program
+from ptq.ladder import Rung, Step, climb
 from ptq.model import load
 from ptq.passes.choose_activation_grids import ChooseActivationGrids
 from ptq.passes.collect_ranges import collect
@@ -46,8 +49,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("ptq")
 
-Stage = Callable[[Context, Plan], Plan]
-
 
 @dataclass(frozen=True)
 class Result:
@@ -55,7 +56,7 @@ class Result:
 
     model: what the target made of the program. float_model: the prepared float model.
     samples: calibration samples that were read. preprocess: what was applied to them.
-    source: the float model's file, if it came from one.
+    source: the float model's file, if it came from one. ladder: what each stage gained.
     """
 
     model: ir.Model
@@ -68,6 +69,7 @@ class Result:
     preprocess: Preprocess | None = None
     lints: tuple[Lint, ...] = ()
     source: Path | None = None
+    ladder: tuple[Rung, ...] = ()
 
     @property
     def report(self) -> Report:
@@ -93,13 +95,33 @@ class Result:
         return ProgramModule(self.program)
 
 
-def quantize(
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run goes about it; none of it changes the result.
+
+    work: a folder for what is finished, so that an interrupted run can be resumed; None keeps
+        nothing. It is left there: whoever saves the result removes it.
+    resume: take up what `work` has of the same run.
+    memory_bytes: what tensors of all samples may take; more of them goes to temporary files.
+    """
+
+    work: str | Path | None = None
+    resume: bool = False
+    memory_bytes: int = 2 << 30
+
+
+DEFAULT_RUN = RunOptions()
+_HASHED = 32
+
+
+def quantize(  # noqa: PLR0913 - the one entry point; all but the first three by keyword
     model: Any,
     calib: Any = None,
     recipe: Recipe | None = None,
     *,
     preprocess: Preprocess | None = None,
     progress: Callable[[Progress], None] | None = None,
+    how: RunOptions = DEFAULT_RUN,
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
 ) -> Result:
@@ -107,23 +129,27 @@ def quantize(
 
     model: path, bytes, ModelProto, onnx_ir.Model, nn.Module, fx.GraphModule or ExportedProgram.
     calib: anything `open_calibration` reads, or None for synthetic samples. progress: called with
-    every step of every stage; an exception raised in it cancels the run. example_inputs,
-    dynamic_shapes: what torch.export traces a module on, see `ptq.from_torch`.
+    every step of every stage; an exception raised in it cancels the run. how: what does not change
+    the result. example_inputs, dynamic_shapes: what torch.export traces a module on, see
+    `ptq.from_torch`.
 
     Raises:
         ModelError: the model is invalid, unsafe, or not supported as asked.
         CalibrationError: the samples do not fit the model.
         RecipeError: a pattern that matches nothing.
     """
-    run = begin(
+    started = begin(
         load(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes),
         calib,
         recipe or Recipe(),
         preprocess=preprocess,
         progress=progress,
+        how=how,
     )
     source = Path(model) if isinstance(model, str | Path) else None
-    return finish(run, make_plan(run.context), source)
+    with threadpool_limits(1):  # sums of floats depend on the number of threads
+        plan, ladder = climb(started.context, steps_of(started.context.recipe))
+    return finish(started, plan, source, ladder)
 
 
 @dataclass(frozen=True)
@@ -143,6 +169,7 @@ def begin(
     *,
     preprocess: Preprocess | None = None,
     progress: Callable[[Progress], None] | None = None,
+    how: RunOptions = DEFAULT_RUN,
 ) -> Run:
     """Prepare the model, decide what becomes integer, open the samples."""
     report = progress or _silent
@@ -156,11 +183,16 @@ def begin(
         calib, specs, preprocess=preprocess, limit=recipe.samples, seed=recipe.seed
     )
     counted = _Counted(samples)
-    context = Context(float_model, sketch, recipe, counted.batches, report, samples.samples)
+    context = Context(
+        float_model, sketch, recipe, counted.batches, report, samples.samples, how.memory_bytes,
+        _checkpoints(how, float_model, recipe, counted),
+    )  # fmt: skip
     return Run(context, counted, preprocess, tuple(lint(samples, specs)))
 
 
-def finish(run: Run, plan: Plan, source: Path | None = None) -> Result:
+def finish(
+    run: Run, plan: Plan, source: Path | None = None, ladder: tuple[Rung, ...] = ()
+) -> Result:
     """Lower the plan and print the target."""
     context = run.context
     context.report(Progress("lower", 0, None))
@@ -176,7 +208,21 @@ def finish(run: Run, plan: Plan, source: Path | None = None) -> Result:
         run.preprocess,
         run.lints,
         source=source,
+        ladder=ladder,
     )
+
+
+def _checkpoints(
+    how: RunOptions, model: ir.Model, recipe: Recipe, samples: _Counted
+) -> Checkpoints | None:
+    """Where the run keeps what it has finished; emptied unless it resumes."""
+    if how.work is None:
+        return None
+    key = run_key(ir.to_proto(model).SerializeToString(), recipe, samples.batches(_HASHED))
+    checkpoints = Checkpoints(Path(how.work), key)
+    if not how.resume:
+        checkpoints.clear()
+    return checkpoints
 
 
 def _guess(
@@ -201,11 +247,13 @@ def _guess(
 
 
 def make_plan(context: Context) -> Plan:
-    """Run the stages in order."""
-    plan = Plan()
-    for stage in STAGES:
-        plan = stage(context, plan)
-    return plan
+    """Run the stages in order, and keep those that gain."""
+    return climb(context, steps_of(context.recipe))[0]
+
+
+def learn_rounding(context: Context, plan: Plan) -> Plan:
+    """The stages that learn, from a plan that others made."""
+    return climb(context, LEARNED[context.recipe.effort], plan)[0]
 
 
 def choose_activations(context: Context, plan: Plan) -> Plan:
@@ -240,29 +288,26 @@ def correct_biases(context: Context, plan: Plan) -> Plan:
     return CorrectBias()(context, plan, deploy)
 
 
-def learn_rounding(context: Context, plan: Plan) -> Plan:
-    """Gradient-based rounding, as much of it as the recipe's effort allows."""
-    for stage in LEARNING[context.recipe.effort]:
-        plan = stage(context, plan)
-    return plan
+FITTED: tuple[Step, ...] = (
+    Step("ranges", choose_activations, judged=False),
+    Step("exponents", SearchExponent(), judged=False),
+    Step("second-order rounding", QuantizeWeights(), judged=False),
+    Step("bias correction", correct_biases),
+)
 
-
-LEARNING: dict[Effort, tuple[LearnRounding, ...]] = {
+LEARNED: dict[Effort, tuple[Step, ...]] = {
     "fast": (),
-    "default": (LearnRounding(iterations=150),),
+    "default": (Step("learned blocks", LearnRounding(iterations=150)),),
     "best": (
-        LearnRounding(iterations=600),
-        LearnRounding(iterations=100, lr=0.0, bias_lr=1e-3, whole=True),
+        Step("learned blocks", LearnRounding(iterations=600)),
+        Step("learned biases", LearnRounding(("bias",), 100, bias_lr=1e-3, whole=True)),
     ),
 }
 
-STAGES: tuple[Stage, ...] = (
-    choose_activations,
-    SearchExponent(),
-    QuantizeWeights(),
-    correct_biases,
-    learn_rounding,
-)
+
+def steps_of(recipe: Recipe) -> tuple[Step, ...]:
+    """The stages of a recipe, in order."""
+    return (*FITTED, *LEARNED[recipe.effort])
 
 
 @dataclass(frozen=True)
@@ -296,4 +341,4 @@ def _silent(progress: Progress) -> None:
     _LOG.debug("%s %s/%s", progress.stage, progress.done, progress.total)
 
 
-__all__ = ["STAGES", "Result", "make_plan", "quantize"]
+__all__ = ["Result", "RunOptions", "make_plan", "quantize", "steps_of"]

@@ -1,4 +1,4 @@
-"""How near integers come to the float model on samples that nothing was learned on."""
+"""How near a block of integers comes to the float one on samples it was not learned on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy.typing as npt
 
 from ptq.integer.program import Program, Step
 from ptq.passes.learning.learn_block import hard_run
-from ptq.passes.learning.losses import distances
 from ptq.passes.learning.samples import SampleStore, chunks
-from ptq.passes.learning.steps import BlockSteps, origins
+from ptq.passes.learning.steps import BlockSteps
 
 Array = npt.NDArray[Any]
 
@@ -40,30 +39,6 @@ def block_error(
             error[name] += float(np.square(x - wanted, dtype=np.float64).sum())
             energy[name] += float(np.square(wanted, dtype=np.float64).sum())
     return sum(error[name] / energy[name] for name in outputs)
-
-
-def network_distances(
-    program: Program, given: SampleStore, exact: SampleStore, index: npt.NDArray[np.intp]
-) -> npt.NDArray[np.float64]:
-    """[KL, squared error] of the network's float outputs, summed over these samples."""
-    whole = whole_program(program)
-    run = hard_run(program, whole, whole.steps)
-    inputs = [ref.name for ref in whole.inputs]
-    outputs = [ref.name for ref in whole.outputs if exact[ref.name].dtype.kind == "f"]
-    total = np.zeros(2)
-    for part in chunks(index, LARGEST_BATCH):
-        found, wanted = run(given.take(inputs, part)), exact.take(outputs, part)
-        for name in outputs:
-            total += distances(wanted[name], as_floats(program, name, found[name]))
-    return total
-
-
-def whole_program(program: Program) -> BlockSteps:
-    """All steps, from the model's inputs to its outputs."""
-    origin = origins(program)
-    inputs = tuple(origin[boundary.name] for boundary in program.inputs)
-    outputs = tuple(origin[b.name] for b in program.outputs if b.name in origin)
-    return BlockSteps(program.steps, inputs, outputs)
 
 
 def as_floats(program: Program, name: str, x: Array) -> Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -62,20 +61,6 @@ def divergence(rest: Callable[[Tensors], Tensors]) -> Loss:
     return loss
 
 
-def distances(wanted: Array, found: Array) -> npt.NDArray[np.float64]:
-    """[KL, squared error] of outputs; KL only of [n, classes], else squared error twice."""
-    squared = float(np.square(found - wanted, dtype=np.float64).sum())
-    if wanted.ndim != 2 or wanted.shape[1] < 2:
-        return np.array([squared, squared])
-    p, q = (_log_softmax(x.astype(np.float64)) for x in (wanted, found))
-    return np.array([(np.exp(p) * (p - q)).sum(), squared])
-
-
 def _kl(found: Tensor, wanted: Tensor) -> Tensor:
     p, q = torch.log_softmax(wanted, 1), torch.log_softmax(found, 1)
     return (p.exp() * (p - q)).sum(1).mean()
-
-
-def _log_softmax(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    x = x - x.max(axis=-1, keepdims=True)
-    return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from ptq.passes.learn_rounding import FINEST
 from ptq.passes.learning.flexround import FlexRound
 from ptq.passes.learning.layers import Layer
 from ptq.passes.learning.table import TableLatent
@@ -22,10 +23,6 @@ VARIABLES: dict[tuple[Family, str], Make] = {
     ("table", "latent"): TableLatent,
 }
 """(family of the grid, variable) -> what makes it of a layer."""
-
-FINEST = 8
-"""Weights of so many bits keep their codes: rounding has nothing left to gain there, and they stay
-within what their pairs may sum to."""
 
 
 def make_variable(layer: Layer, name: str, device: torch.device) -> Variable:

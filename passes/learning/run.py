@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from ptq.integer.blocks import Block, written
 from ptq.integer.lower import lower
 from ptq.integer.program import Program, Step
 from ptq.passes.context import Context, Progress
 from ptq.passes.learning.into_plan import with_scales, with_steps
-from ptq.passes.learning.judge import block_error, network_distances
+from ptq.passes.learning.judge import block_error
 from ptq.passes.learning.layers import learnable_layers
 from ptq.passes.learning.learn_block import (
     Batch,
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("ptq")
 
-HELD_OUT = 8
-"""One sample of so many is not learned on."""
 LARGEST_BATCH = 32
 SMALLEST_BATCH = 4
 BATCH_SHARE = 4
@@ -57,17 +54,15 @@ class Run:
         stores: tuple[SampleStore, SampleStore],
     ) -> None:
         self.how, self.context, self.blocks = how, context, blocks
-        self.start = plan
         self._adopt(plan)
         self.given, exact = stores
-        order = context.generator().permutation(exact.samples)
-        held = max(1, exact.samples // HELD_OUT)
-        self.held_out, self.seen = np.sort(order[:held]), np.sort(order[held:])
+        self.held_out = context.held_out()
+        self.seen = np.setdiff1d(np.arange(exact.samples), self.held_out)
         self.targets = Targets(context, blocks, exact, how.loss)
         self.started, self.resumed = time.monotonic(), 0
 
     def learn(self) -> Plan:
-        """Learn block after block; the plan that it started from if that is no better."""
+        """Learn block after block; the same plan if no block gained."""
         self._read_samples()
         self.targets.prepare()
         first = self._resume()
@@ -78,7 +73,7 @@ class Run:
                 self._save(index + 1)
             self._run_integers(self.parts[index])
             self._forget(index)
-        return self.plan if self._gains() else self.start
+        return self.plan
 
     def _adopt(self, plan: Plan) -> None:
         self.plan = plan
@@ -190,20 +185,3 @@ class Run:
         needed = later | self.targets.ends
         self.given.keep(needed)
         self.targets.exact.keep(needed)
-
-    def _gains(self) -> bool:
-        """On held-out samples the outputs are nearer to the float model's than before.
-
-        Few samples make each measure noisy, KL most (a few close calls decide it), so their product
-        must fall.
-        """
-        if self.plan is self.start:
-            return False
-        before = self._distances(self.start)
-        after = self._distances(self.plan)
-        return bool(after.prod() < before.prod())
-
-    def _distances(self, plan: Plan) -> npt.NDArray[np.float64]:
-        """[KL, squared error] of the network under a plan."""
-        program = lower(self.context.model, self.context.outline, plan)
-        return network_distances(program, self.given, self.targets.exact, self.held_out)

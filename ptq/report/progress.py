@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -20,8 +22,16 @@ from rich.progress import (
 
 from ptq.report.console import make_console, printable
 
-Show = Callable[[str, int, int | None], None]
-"""show(stage, done, total): called as often as one likes."""
+
+class Show(Protocol):
+    """Called as often as one likes."""
+
+    def __call__(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
+        """detail: what it is at, such as a block, its loss and the time that is left."""
+
+
+LINE_SECONDS = 10.0
+"""Where there is no terminal, details come at most so often."""
 
 
 @contextlib.contextmanager
@@ -34,7 +44,7 @@ def progress(*, quiet: bool) -> Iterator[Show]:
     console = make_console(stderr=True)
     with _logging(console, logging.ERROR if quiet else logging.WARNING):
         if quiet:
-            yield lambda stage, done, total: None
+            yield lambda stage, done, total, detail="": None
         elif not console.is_terminal:
             yield _Lines(console).show
         else:
@@ -43,16 +53,22 @@ def progress(*, quiet: bool) -> Iterator[Show]:
 
 
 class _Lines:
-    """A line when a stage begins."""
+    """A line when a stage begins, and where it is now and then."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._stage = ""
+        self._last = time.monotonic()
 
-    def show(self, stage: str, done: int, total: int | None) -> None:
+    def show(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
         if stage != self._stage:
             self._stage = stage
             self._console.print(printable(f"{stage} ..."))
+        elif detail and time.monotonic() - self._last > LINE_SECONDS:
+            self._console.print(printable(f"{stage} {done}/{total}: {detail}"), soft_wrap=True)
+        else:
+            return
+        self._last = time.monotonic()
 
 
 class _Bars:
@@ -63,13 +79,14 @@ class _Bars:
         self._tasks: dict[str, TaskID] = {}
         self._current = ""
 
-    def show(self, stage: str, done: int, total: int | None) -> None:
+    def show(self, stage: str, done: int, total: int | None, detail: str = "") -> None:
         if stage != self._current:
             self._finish()
             self._current = stage
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(printable(stage), total=total)
-        self._bars.update(self._tasks[stage], completed=done, total=total)
+        text = printable(f"{stage}: {detail}" if detail else stage)
+        self._bars.update(self._tasks[stage], completed=done, total=total, description=text)
 
     def _finish(self) -> None:
         if self._current:

@@ -19,7 +19,6 @@ from ptq.integer.reference import Reference
 from ptq.model import load
 from ptq.passes.context import Context, Progress
 from ptq.passes.learn_rounding import LearnRounding
-from ptq.passes.learning.losses import distances
 from ptq.passes.prepare import prepare
 from ptq.pipeline import make_plan
 from ptq.plan import Plan
@@ -138,7 +137,7 @@ def test_same_seed_same_plan_whatever_the_threads_and_the_memory(
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_result_that_is_no_better_is_not_kept(digits: tuple[Context, Plan]) -> None:
+def test_a_block_that_is_no_better_is_not_kept(digits: tuple[Context, Plan]) -> None:
     wild = LearnRounding(iterations=3, batch=16, lr=5.0, bias_lr=50.0, whole=True)
     assert wild(*digits) is digits[1]
 
@@ -165,14 +164,6 @@ def test_random_graphs_learn_or_stay(seed: int) -> None:
     after = LearnRounding(iterations=2, batch=4)(context, plan)
     assert after.weights.keys() == plan.weights.keys()
     lower(context.model, context.outline, after)
-
-
-def test_distances_see_a_change_of_the_distribution_and_of_the_values() -> None:
-    logits = np.array([[1.0, 2.0, 3.0]], np.float32)
-    np.testing.assert_allclose(distances(logits, logits + 1), [0, 3], atol=1e-12)
-    assert distances(logits, logits * 2)[0] > 0.1
-    image = np.ones((1, 1, 2, 2), np.float32)
-    np.testing.assert_allclose(distances(image, 2 * image), [4, 4])
 
 
 def test_dropped_quantisation_still_learns(digits: tuple[Context, Plan]) -> None:

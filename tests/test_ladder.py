@@ -1,0 +1,86 @@
+"""The ladder: what is judged, what is kept, and what it says about it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ptq
+from ptq.calib_data import input_specs, open_calibration
+from ptq.integer.outline import outline
+from ptq.ladder import Step, climb, distances, held_out_batches
+from ptq.model import load
+from ptq.passes.context import Context
+from ptq.passes.prepare import prepare
+from ptq.pipeline import steps_of
+from ptq.plan import Plan
+from ptq.recipe import Recipe
+
+DIGITS = Path(__file__).parents[1] / "calib_data"
+RECIPE = Recipe(weight_bits=4, samples=64)
+
+
+def context_of(recipe: Recipe = RECIPE) -> Context:
+    graph = prepare(load(DIGITS / "digits_cnn.onnx"))
+    specs = input_specs(graph)
+    calib = open_calibration(DIGITS / "digits_calib.npz", specs, limit=recipe.samples)
+    silent = lambda progress: None  # noqa: E731
+    return Context(graph, outline(graph, recipe), recipe, calib.batches, silent, calib.samples)
+
+
+@pytest.fixture(scope="module")
+def context() -> Context:
+    return context_of()
+
+
+def spoil(context: Context, plan: Plan) -> Plan:
+    """Codes from a die."""
+    rng = np.random.default_rng(0)
+    changes = {}
+    for name, weight in plan.weights.items():
+        shape = weight.require_codes().shape
+        changes[name] = replace(
+            weight, codes=rng.integers(0, weight.grid.size, shape).astype(np.uint8)
+        )
+    return plan.with_weights(changes)
+
+
+def test_a_stage_that_spoils_the_network_is_left_out(context: Context) -> None:
+    start = steps_of(RECIPE)
+    plan, rungs = climb(context, start)
+    again, more = climb(context, (*start, Step("die", spoil)))
+    assert (more[-1].name, more[-1].kept) == ("die", False)
+    assert [rung.name for rung in more[:-1]] == [rung.name for rung in rungs]
+    for name, weight in plan.weights.items():
+        np.testing.assert_array_equal(again.weights[name].require_codes(), weight.codes)
+
+
+def test_a_stage_that_is_not_judged_is_kept_whatever_it_does(context: Context) -> None:
+    _, rungs = climb(context, (*steps_of(RECIPE), Step("die", spoil, judged=False)))
+    assert rungs[-1].kept
+    assert rungs[-1].sqnr_db < rungs[0].sqnr_db  # type: ignore[operator]
+
+
+def test_the_result_has_a_rung_for_every_stage_that_changed_something() -> None:
+    result = ptq.quantize(DIGITS / "digits_cnn.onnx", DIGITS / "digits_calib.npz", RECIPE)
+    names = [rung.name for rung in result.ladder]
+    assert names == ["second-order rounding", "bias correction"]
+    assert all(rung.kl is not None and rung.kl >= 0 for rung in result.ladder)
+    assert all(rung.seconds >= 0 for rung in result.ladder)
+
+
+def test_judged_samples_are_the_held_out_ones(context: Context) -> None:
+    (every,) = context.batches(64)
+    found = np.concatenate([b["image"] for b in held_out_batches(context, 10)])
+    np.testing.assert_array_equal(found, every["image"][context.held_out()])
+
+
+def test_distances_see_a_change_of_the_distribution_and_of_the_values() -> None:
+    logits = np.array([[1.0, 2.0, 3.0]], np.float32)
+    np.testing.assert_allclose(distances(logits, logits + 1), [0, 3], atol=1e-12)
+    assert distances(logits, logits * 2)[0] > 0.1
+    image = np.ones((1, 1, 2, 2), np.float32)
+    np.testing.assert_allclose(distances(image, 2 * image), [4, 4])
