@@ -70,21 +70,29 @@ def run(case: Case, batches: Batches, wanted: Sequence[np.ndarray]) -> dict[str,
         result.save(path := Path(folder) / "model.onnx")
         size_bytes = path.stat().st_size
         outputs = predict(path, batches)
+    return {
+        **asdict(case),
+        **compared(wanted, outputs, batches),
+        "seconds": round(seconds, 1),
+        "size_bytes": size_bytes,
+        "exponents": exponents(result),
+    }
+
+
+def compared(
+    wanted: Sequence[np.ndarray], outputs: Sequence[np.ndarray], batches: Batches
+) -> dict[str, Any]:
+    """How near outputs are to the labels and to the float model's."""
     fidelity = Fidelity()
     for want, got in zip(wanted, outputs, strict=True):
         fidelity.add(want, got)
     scores = fidelity.scores()
     labels = np.concatenate([y for _, y in batches])
-    found = np.concatenate(outputs).argmax(1)
     return {
-        **asdict(case),
-        "top1": float((found == labels).mean()),
+        "top1": float((np.concatenate(outputs).argmax(1) == labels).mean()),
         "agree": scores.top1_agreement,
         "sqnr_db": scores.sqnr_db,
         "kl": divergence(np.concatenate(wanted), np.concatenate(outputs)),
-        "seconds": round(seconds, 1),
-        "size_bytes": size_bytes,
-        "exponents": exponents(result),
     }
 
 

@@ -6,6 +6,7 @@ for clip and zero point, and say which way each weight had better round.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +29,16 @@ from ptq.passes.rounding import (
     refine,
     row_errors,
     search_scales,
+    squant,
 )
 from ptq.plan import Plan, WeightPlan
 
 DAMP_SAMPLES = 10.0
 DAMP_RANGE = (0.01, 0.1)
+DATA_FREE: dict[str, Callable[[Floats, Grid, Floats, Integers], Codes]] = {
+    "nearest": lambda w, grid, scale, zero_point: grid.quantize(w, scale, zero_point),
+    "squant": squant,
+}
 
 Array = npt.NDArray[Any]
 Snap = Callable[[npt.NDArray[np.floating]], npt.NDArray[np.float32]]
@@ -40,7 +46,7 @@ Snap = Callable[[npt.NDArray[np.floating]], npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class QuantizeWeights:
-    """Scales, zero points and codes by the recipe's rounding ('nearest' or 'gptq').
+    """Scales, zero points and codes by the recipe's rounding.
 
     Every candidate scale is nudged first so that its requantisation multiplier is short and exact:
     rounding is searched on the scales that will run.
@@ -92,7 +98,8 @@ def round_to(
     searches = [search_scales(rows, grid, g, snap=snap, pairs=pairs) for g in weighings]
     if gram is None:
         scale, zero_point = searches[0]
-        codes = grid.quantize(rows, scale, zero_point)
+        codes = DATA_FREE[context.recipe.rounding](by_kernel(unit, rows), grid, scale, zero_point)
+        codes = codes.reshape(rows.shape)
     else:
         codes, scale, zero_point = best_rounding(rows, gram, grid, searches)
         codes, scale = refine(rows, codes, gram, grid, scale, zero_point, snap)
@@ -107,6 +114,12 @@ def round_to(
         in_layout(unit, codes),
     )
     return weight, float(error.sum())
+
+
+def by_kernel(unit: Unit, rows: Floats) -> Floats:
+    """[channels, K] -> [channels, in, k]: k elements a kernel, 1 for matrix products."""
+    kernel = math.prod(unit_weight(unit).shape[2:]) if unit.kind == "conv" else 1
+    return rows.reshape(len(rows), -1, kernel)
 
 
 def second_moment(moments: Moments) -> Floats:

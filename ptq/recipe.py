@@ -15,6 +15,7 @@ Method = Literal["minmax", "percentile", "entropy", "mse"]
 Effort = Literal["fast", "default", "best"]
 Target = Literal["onnx", "onnx-qdq", "onnx-strict"]
 Cpu = Literal["any", "vnni"]
+Rounding = Literal["nearest", "squant", "gptq"]
 GridFamily = Literal["uniform", "power", "powerquant", "auto"]
 Bits = Annotated[int, msgspec.Meta(ge=2, le=8)]
 PRESETS = ("w8a8", "w4a8", "w4a4", "w3a8", "w2a8")
@@ -34,7 +35,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         layer, whichever costs its output less.
     calib_method: how activation ranges are chosen from the histograms.
     rounding: 'gptq' minimises each layer's output error by second-order rounding (needs samples),
-        'nearest' takes the nearest level.
+        'squant' cancels the errors of each kernel and each channel without samples, 'nearest' takes
+        the nearest level.
     bias_correction: measure each layer's mean output error on the samples and subtract it.
     effort: 'fast' is closed forms only; 'default' also learns codes and biases by gradients, block
         by block; 'best' takes more steps, and learns biases in the whole network after that.
@@ -54,7 +56,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     symmetric: bool = False
     grid: GridFamily = "uniform"
     calib_method: Method = "mse"
-    rounding: Literal["nearest", "gptq"] = "gptq"
+    rounding: Rounding = "gptq"
     bias_correction: bool = True
     effort: Effort = "fast"
     include: tuple[str, ...] = ()
