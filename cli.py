@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -112,8 +112,7 @@ def quantize(options: _Quantize) -> None:
     from ptq.report.console import print_report
 
     recipe = options.recipe(
-        calib_method=options.calib_method,
-        samples=options.samples,
+        **_for_the_data(options),
         grid=options.grid,
         effort=options.effort,
         target=options.target,
@@ -132,6 +131,15 @@ def quantize(options: _Quantize) -> None:
     emit(options, {"command": "quantize", "output": str(out)}, report, print_report)
     if not (options.as_json or options.quiet):
         click.echo(f"wrote {out}")
+
+
+def _for_the_data(options: _Quantize) -> dict[str, Any]:
+    """Choices that depend on whether there are samples; a recipe file has made them already."""
+    from ptq.recipe import DATA_FREE
+
+    given = {"calib_method": options.calib_method, "samples": options.samples}
+    defaults = DATA_FREE if options.calib is None and options.recipe_path is None else {}
+    return {**defaults, **{name: value for name, value in given.items() if value is not None}}
 
 
 def _exported(options: _Quantize, out: Path) -> Path:

@@ -29,10 +29,12 @@ from ptq.integer.outline import Outline, outline
 from ptq.integer.program import Program
 from ptq.ladder import Rung, Step, climb
 from ptq.model import load
+from ptq.passes.batch_norm_statistics import batch_norm_statistics
 from ptq.passes.choose_activation_grids import ChooseActivationGrids
 from ptq.passes.collect_ranges import collect
 from ptq.passes.context import Batch, Context, Progress
 from ptq.passes.correct_bias import CorrectBias
+from ptq.passes.distil_samples import DistilSamples, can_distil
 from ptq.passes.learn_rounding import LearnRounding
 from ptq.passes.prepare import prepare
 from ptq.passes.quantize_weights import QuantizeWeights
@@ -112,6 +114,7 @@ class RunOptions:
 
 DEFAULT_RUN = RunOptions()
 _HASHED = 32
+DISTILLED_BATCH = 32
 
 
 def quantize(  # noqa: PLR0913 - the one entry point; all but the first three by keyword
@@ -141,7 +144,7 @@ def quantize(  # noqa: PLR0913 - the one entry point; all but the first three by
     started = begin(
         load(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes),
         calib,
-        recipe or Recipe(),
+        recipe or (Recipe() if calib is not None else Recipe().without_samples()),
         preprocess=preprocess,
         progress=progress,
         how=how,
@@ -179,6 +182,8 @@ def begin(
     specs = input_specs(float_model)
     if preprocess is None and isinstance(calib, str | Path):
         preprocess = _guess(float_model, calib, specs, recipe.seed)
+    if calib is None:
+        calib = _distilled(float_model, model, specs, recipe, report)
     samples = open_calibration(
         calib, specs, preprocess=preprocess, limit=recipe.samples, seed=recipe.seed
     )
@@ -223,6 +228,22 @@ def _checkpoints(
     if not how.resume:
         checkpoints.clear()
     return checkpoints
+
+
+def _distilled(
+    model: ir.Model,
+    loaded: ir.Model,
+    specs: Sequence[InputSpec],
+    recipe: Recipe,
+    report: Callable[[Progress], None],
+) -> list[Batch] | None:
+    """Samples that match the loaded model's batch norm statistics; None if it has none to match."""
+    statistics = can_distil(model, batch_norm_statistics(loaded))
+    if not statistics:
+        return None
+    start = open_calibration(None, specs, limit=recipe.samples, seed=recipe.seed)
+    _LOG.warning("invented samples are fitted to the statistics of %s batch norms", len(statistics))
+    return DistilSamples()(model, statistics, list(start.batches(DISTILLED_BATCH)), report)
 
 
 def _guess(

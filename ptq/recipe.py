@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,9 @@ Rounding = Literal["nearest", "squant", "gptq"]
 GridFamily = Literal["uniform", "power", "powerquant", "auto"]
 Bits = Annotated[int, msgspec.Meta(ge=2, le=8)]
 PRESETS = ("w8a8", "w4a8", "w4a4", "w3a8", "w2a8")
+DATA_FREE: Mapping[str, Any] = {"rounding": "squant", "calib_method": "minmax", "samples": 64}
+"""What replaces the defaults without samples: invented ones say little about second moments, and
+their ranges are smaller than real ones."""
 _PRECISION = re.compile(r"w([2-8])a([2-8])")
 
 
@@ -91,6 +95,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         if bits not in range(2, 9):
             raise RecipeError(f"--bits {bits}: wanted 2 to 8")
         return Recipe(weight_bits=bits)
+
+    def without_samples(self) -> Recipe:
+        """The same for when there are no samples: DATA_FREE."""
+        return self.replace(**DATA_FREE)
 
     @staticmethod
     def load(path: str | Path) -> Recipe:

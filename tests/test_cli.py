@@ -56,6 +56,25 @@ def test_help_imports_nothing_heavy() -> None:
 def test_choices_are_those_of_the_recipe() -> None:
     assert get_args(recipe.Method) == options.METHODS
     assert get_args(recipe.Target) == options.TARGETS
+    assert get_args(recipe.GridFamily) == options.GRIDS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rounding", "method"),
+    [
+        ((), "squant", "minmax"),
+        (("--calib-method", "mse"), "squant", "mse"),
+        (("--calib", "samples.npz"), "gptq", "mse"),
+    ],
+)
+def test_without_samples_other_defaults_hold(
+    model: Path, arguments: tuple[str, ...], rounding: str, method: str
+) -> None:
+    given = [model.parent / a if a.endswith("npz") else a for a in arguments]
+    out = model.parent / "q.onnx"
+    assert run("quantize", model, "-o", out, *given, *FAST).exit_code == 0
+    chosen = json.loads(out.with_suffix(".ptq.json").read_text())["recipe"]
+    assert (chosen["rounding"], chosen["calib_method"]) == (rounding, method)
 
 
 def test_quantize_prints_json_and_writes_three_files(model: Path) -> None:

@@ -42,3 +42,10 @@ def test_bad_recipes_are_refused_with_the_file_named(tmp_path: Path, text: str) 
 def test_unknown_precisions_are_refused(name: str) -> None:
     with pytest.raises(RecipeError, match="wanted"):
         Recipe.preset(name)
+
+
+def test_without_samples_only_changes_what_needs_them() -> None:
+    recipe = Recipe.from_bits(4).replace(seed=3).without_samples()
+    assert recipe == Recipe.from_bits(4).replace(
+        seed=3, rounding="squant", calib_method="minmax", samples=64
+    )
