@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ptq.grid import Grid
 from ptq.histogram import Histogram
@@ -17,6 +19,8 @@ from ptq.plan import ActivationPlan, Plan
 
 SOFTMAX_SCALE = np.float32(2.0**-8)
 SMALLEST_SCALE = 1e-12
+ALWAYS_ZERO = 1.0
+"""Range of a tensor that is always zero; a tiny one would need multipliers that are not short."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class ChooseActivationGrids:
 
     1. Limits of a fused Relu or Clip bound the range, so that saturation does the clipping.
     2. Softmax outputs have the fixed grid 1/256, zero point 0.
-    3. The result of a Concat lends its grid to operands that nobody else reads.
+    3. Constants (embeddings too) are chosen for like activations, from their own values.
+    4. The result of a Concat lends its grid to operands that nobody else reads.
     """
 
     def __call__(self, context: Context, plan: Plan, histograms: Mapping[str, Histogram]) -> Plan:
@@ -36,15 +41,14 @@ class ChooseActivationGrids:
             if site.fixed:
                 chosen[site.name] = ActivationPlan(Grid(8), SOFTMAX_SCALE, 0)
                 continue
+            histogram = histograms.get(site.name)
             if site.source == "constant":
-                array = constant(outline.constants[site.name])
-                low, high = (
-                    (0.0, 0.0) if array is None else (float(array.min()), float(array.max()))
-                )
-            else:
-                low, high = choose_range(
-                    histograms[site.name], method, site.bits, limits=site.limits
-                )
+                histogram = _histogram(constant(outline.constants[site.name]))
+            low, high = (
+                (0.0, 0.0)
+                if histogram is None
+                else choose_range(histogram, method, site.bits, limits=site.limits)
+            )
             chosen[site.name] = affine_grid(low, high, site)
         return plan.with_activations(_lend_concat_grids(outline, chosen))
 
@@ -55,6 +59,8 @@ def affine_grid(low: float, high: float, site: Site) -> ActivationPlan:
     Codes outside the site's limits are cut off, so a fused clamp costs nothing more.
     """
     low, high = min(low, 0.0), max(high, 0.0)
+    if low == high:
+        high = ALWAYS_ZERO
     top = (1 << site.bits) - 1
     wanted = top * -low / max(high - low, SMALLEST_SCALE)
     options = {int(2 * np.clip(np.floor(wanted / 2) + i, 0, top // 2)) for i in (-1, 0, 1, 2)}
@@ -63,6 +69,15 @@ def affine_grid(low: float, high: float, site: Site) -> ActivationPlan:
     )
     step = np.float32(scale)
     return limited(ActivationPlan(Grid(site.bits), step, zero_point, 0, top), site)
+
+
+def _histogram(array: npt.NDArray[Any] | None) -> Histogram | None:
+    """Of a constant operand."""
+    if array is None:
+        return None
+    histogram = Histogram()
+    histogram.update(array)
+    return histogram
 
 
 def _ratio(span: float, codes: int) -> float:

@@ -26,6 +26,8 @@ from ptq.passes.remove_identity import remove_identity
 from ptq.passes.rewriting import Rewrite
 from ptq.passes.simplify import FIRST_IR_VERSION, infer_shapes, simplify
 from ptq.passes.simplify_child import TARGET_OPSET
+from ptq.passes.sink_scalars import sink_scalars
+from ptq.passes.write_mask_as_where import write_mask_as_where
 from ptq.passes.write_pads import write_pads
 from ptq.passes.write_resize_as_matmul import write_resize_as_matmul
 from ptq.sandbox import Limits
@@ -44,6 +46,8 @@ REWRITES: tuple[Rewrite, ...] = (
     mask_average_pool,
     write_resize_as_matmul,
     divide_by_multiplying,
+    write_mask_as_where,
+    sink_scalars,
 )
 """Run in this order, over and over until none changes anything."""
 

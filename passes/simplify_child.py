@@ -20,6 +20,7 @@ SKIPPED_OPTIMIZERS = (
     "fuse_bn_into_conv",  # our own fold is in float64
     "fuse_matmul_add_bias_into_gemm",  # fuse_gemm.py does it, with the weight at hand
     "fuse_matmul_add_bias_into_gemm_batched",  # writes rank 3 as Reshape, Gemm, Reshape
+    "fuse_pad_into_pool",  # pads as large as the kernel too, which onnxruntime does not load
     "fuse_qkv",  # makes one layer of three, so that none of their names is left
 )
 

@@ -223,7 +223,8 @@ def _module_of(node: ir.Node) -> str:
     A weight knows best: the exporter calls a convolution that it folded a batch norm into after
     the batch norm.
     """
-    scopes = [str(s) for s in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]")) if s]
+    recorded = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    scopes = [str(s) for s in recorded if s and not str(s).startswith("_empty_")]
     module = (scopes[-2:] or [str(node.outputs[0].name)])[0]
     weight = node.inputs[1] if node.op_type in ("Conv", "Gemm") and len(node.inputs) > 1 else None
     name = str(weight.name) if weight is not None and weight.const_value is not None else ""

@@ -274,6 +274,33 @@ def _self_attention(b: GraphBuilder, x: Tensor) -> Tensor:
     return b.node("MatMul", [weights, x[0]]), x[1]
 
 
+def _norm(b: GraphBuilder, x: Tensor) -> Tensor:
+    """Layer norm as one operator, or it and RMS norm as exporters write them."""
+    n = x[1][-1]
+    scale = b.constant(b.rng.normal(1, 0.3, n).astype(np.float32))
+    if b.rng.random() < 0.3:
+        return b.node("LayerNormalization", [x[0], scale, b.bias(n)], epsilon=1e-3), x[1]
+    centred, axis = x[0], b.constant(np.array([-1], np.int64))
+    if b.rng.random() < 0.5:
+        centred = b.node("Sub", [x[0], b.node("ReduceMean", [x[0], axis])])
+    two = b.constant(np.float32(2))
+    power = b.rng.random() < 0.5
+    square = b.node("Pow", [centred, two]) if power else b.node("Mul", [centred, centred])
+    variance = b.node("ReduceMean", [square, axis])
+    root = b.node("Sqrt", [b.node("Add", [variance, b.constant(np.float32(1e-3))])])
+    y = b.node("Mul", [scale, b.node("Div", [centred, root])])
+    return (b.node("Add", [y, b.bias(n)]) if b.rng.random() < 0.5 else y), x[1]
+
+
+def _masked_softmax(b: GraphBuilder, x: Tensor) -> Tensor:
+    """Softmax under a constant mask that keeps at least the diagonal of the last two axes."""
+    shape = x[1][-2:] if len(x[1]) > 1 else (1, x[1][-1])
+    keep = (b.rng.random(shape) < 0.6) | np.eye(*shape, dtype=bool)
+    mask = np.where(keep, 0, -np.inf if b.rng.random() < 0.5 else -3e38).astype(np.float32)
+    mask = mask.reshape([1] * (len(x[1]) + 1 - 2) + list(shape))
+    return b.node("Softmax", [b.node("Add", [x[0], b.constant(mask)])], axis=-1), x[1]
+
+
 def _reduce_mean(b: GraphBuilder, x: Tensor) -> Tensor:
     axes = b.constant(np.array([len(x[1])], np.int64))
     return b.node("ReduceMean", [x[0], axes], keepdims=1), (*x[1][:-1], 1)
@@ -283,7 +310,7 @@ BLOCKS = (
     _conv, _conv, _conv, _conv_transpose, _activation, _activation, _clip, _silu, _prelu, _exp,
     _residual, _residual, _constant_operand, _concat, _split, _pool, _max_pool_padded, _pad, _slice,
     _transpose, _resize, _depth_to_space, _expand_tile, _unsqueeze_squeeze, _gather, _matmul_last,
-    _self_attention, _reduce_mean,
+    _self_attention, _reduce_mean, _norm, _norm, _masked_softmax,
 )  # fmt: skip
 
 

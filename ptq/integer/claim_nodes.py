@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from ptq.integer import claims
 from ptq.integer.claims import Claim, Refusal, is_activation
+from ptq.integer.compounds import Compound, find_compounds
 from ptq.integer.layer_precision import map_precisions
 from ptq.integer.patterns import matching
 from ptq.precision import UNSAID
@@ -16,15 +17,22 @@ from ptq.recipe import Recipe
 FREE = ("move", "concat", "elementwise", "shape")
 
 
-def claim_nodes(nodes: list[ir.Node], recipe: Recipe) -> dict[int, Claim]:
-    """A claim for every node; 'raw' where no float tensor is involved."""
+def claim_nodes(
+    nodes: list[ir.Node], recipe: Recipe
+) -> tuple[dict[int, Claim], dict[int, Compound]]:
+    """A claim for every node, and the compounds by the id of their last node.
+
+    'raw' where no float tensor is involved, 'inside' for the other nodes of a compound.
+    """
     chosen = _selection(nodes, recipe)
     kept: dict[int, Claim] = {}
     for node in nodes:
         reads = [v for v in node.inputs if is_activation(v)]
         writes_float = any(v.dtype == ir.DataType.FLOAT for v in node.outputs)
         rule = claims.RULES.get(node.op_type)
-        if not reads and not writes_float and not _has_body(node):
+        if node.op_type in claims.SPREADS and claims.is_table(node.inputs[0]):
+            kept[id(node)] = "move"
+        elif not reads and not writes_float and not _has_body(node):
             kept[id(node)] = "raw"
         elif rule is not None and reads and node.domain in ("", "ai.onnx", "com.microsoft"):
             kept[id(node)] = rule(node)
@@ -32,8 +40,12 @@ def claim_nodes(nodes: list[ir.Node], recipe: Recipe) -> dict[int, Claim]:
             kept[id(node)] = Refusal("this operator has no integer form in ptq")
         if id(node) in chosen and kept[id(node)] not in ("raw", "shape"):
             kept[id(node)] = Refusal(chosen[id(node)])
+    compounds = {id(p.nodes[-1]): p for p in find_compounds(nodes, set(chosen))}
+    for last, compound in compounds.items():
+        kept |= dict.fromkeys((id(n) for n in compound.nodes), "inside")
+        kept[last] = compound.kind
     _leave_islands_whole(nodes, kept)
-    return kept
+    return kept, compounds
 
 
 def _has_body(node: ir.Node) -> bool:

@@ -258,10 +258,10 @@ def _concat(node: ir.Node) -> Claim:
     return "concat"
 
 
-def _gather(node: ir.Node) -> Claim:
-    if not is_activation(node.inputs[0]):
-        return Refusal("it gathers from a constant table (an embedding)")
-    return "move"
+def is_table(value: ir.Value | None) -> bool:
+    """True for constant float32 numbers of one dimension or more."""
+    array = constant(value)
+    return array is not None and array.dtype == np.float32 and array.ndim > 0
 
 
 def _maxpool(node: ir.Node) -> Claim:
@@ -334,6 +334,9 @@ MOVES = [
     "ReverseSequence",
 ]
 
+SPREADS = ("Gather", "Expand")
+"""Move constants too: rows of an embedding, a class token for every sample."""
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(UNARY, _always("elementwise")),
     **dict.fromkeys(MOVES, _always("move")),
@@ -354,7 +357,7 @@ RULES: dict[str, Rule] = {
     "Resize": _resize,
     "Pad": _pad,
     "Concat": _concat,
-    "Gather": _gather,
+    "Gather": _always("move"),
     "ArgMax": _always("order"),
     "ArgMin": _always("order"),
 }

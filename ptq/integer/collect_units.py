@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from ptq.integer.claims import Claim, Refusal, channel_axis, constant, is_activation
+from ptq.integer.compounds import Compound
 from ptq.integer.units import Island, Unit, name_of, operands
 
+UNBOUNDED = (-float("inf"), float("inf"))
 ARITHMETIC = ("conv", "gemm", "matmul", "add", "multiply", "mean", "window")
 
 
@@ -27,9 +29,9 @@ class _Region:
 class UnitCollector:
     """Walks the nodes in order and collects units; tables are made when somebody needs them."""
 
-    def __init__(self, kept: dict[int, Claim], outputs: set[str]) -> None:
+    def __init__(self, kept: dict[int, Claim], compounds: dict[int, Compound]) -> None:
         self.kept = kept
-        self.outputs = outputs
+        self.compounds = compounds
         self.items: list[Unit | Island] = []
         self.regions: dict[str, _Region] = {}
         self.made: dict[str, int] = {}  # tensor name -> index of the unit that writes it
@@ -38,7 +40,10 @@ class UnitCollector:
     def add(self, node: ir.Node) -> None:
         """Turn one node into a unit, an island, or a part of a table."""
         claim = self.kept[id(node)]
-        if id(node) in self.absorbed:
+        if id(node) in self.absorbed or claim == "inside":
+            return
+        if (compound := self.compounds.get(id(node))) is not None:
+            self._compound(compound)
             return
         if claim == "raw" or isinstance(claim, Refusal):
             reason = claim.reason if isinstance(claim, Refusal) else None
@@ -92,7 +97,7 @@ class UnitCollector:
 
     def _elementwise(self, node: ir.Node) -> None:
         value = next(v for v in node.inputs if v is not None and is_activation(v))
-        if self._fuse_clamp(node, value):
+        if self._fuse_clamp(node, value) or self._fuse_factor(node, value):
             return
         parts = [self._root(v) for v in node.inputs if v is not None and is_activation(v)]
         nodes = list(dict.fromkeys(n for part in parts for n in part.nodes))
@@ -119,6 +124,20 @@ class UnitCollector:
         self.made[output] = index
         return True
 
+    def _fuse_factor(self, node: ir.Node, value: ir.Value) -> bool:
+        """A positive number times a product of activations is a part of its requantisation."""
+        index, factor = self.made.get(name_of(value)), positive_factor(node)
+        if index is None or factor is None or len(value.uses()) != 1 or value.is_graph_output():
+            return False
+        unit = self.items[index]
+        if not isinstance(unit, Unit) or unit.kind != "matmul" or unit.clamp != UNBOUNDED:
+            return False
+        output = name_of(node.outputs[0])
+        nodes, total = (*unit.nodes, node), unit.factor * factor
+        self.items[index] = replace(unit, outputs=(output,), nodes=nodes, factor=total)
+        self.made[output] = index
+        return True
+
     def _unit(self, node: ir.Node, kind: str) -> None:
         for value in operands(node):
             self.materialise(value)
@@ -135,6 +154,14 @@ class UnitCollector:
         outputs = tuple(v.name for v in nodes[-1].outputs if v.name)
         names = tuple(name_of(v) for v in floats)
         self._append(Unit(kind, str(node.name), names, outputs, nodes, weight, bias))
+
+    def _compound(self, compound: Compound) -> None:
+        self.materialise(compound.source)
+        name, output = str(compound.nodes[-1].name), name_of(compound.nodes[-1].outputs[0])
+        inputs = (name_of(compound.source),)
+        self._append(
+            Unit(compound.kind, name, inputs, (output,), compound.nodes, compound=compound)
+        )
 
     def _bias_add(self, node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
         """The Add of a constant row right after a MatMul that nobody else reads."""
@@ -153,6 +180,18 @@ class UnitCollector:
             return None
         self.absorbed.add(id(user))
         return user, other
+
+
+def positive_factor(node: ir.Node) -> float | None:
+    """What a Mul or Div by a positive number multiplies with, else None."""
+    arrays = [constant(v) for v in node.inputs]
+    number = next((a for a in arrays if a is not None), None)
+    divides = node.op_type == "Div" and arrays[1] is number
+    if number is None or number.size != 1 or not (divides or node.op_type == "Mul"):
+        return None
+    value = float(number.reshape(()))
+    factor = 1 / value if divides and value else value
+    return factor if 0 < factor < float("inf") else None
 
 
 def clamp_bounds(node: ir.Node) -> tuple[float, float] | None:

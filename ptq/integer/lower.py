@@ -20,6 +20,7 @@ from ptq.integer.lower_arithmetic import (
     lower_window,
 )
 from ptq.integer.lower_movement import lower_island, lower_move, lower_order
+from ptq.integer.lower_norm import lower_norm
 from ptq.integer.lower_tables import lower_concat, lower_lookup, lower_softmax
 from ptq.integer.lowering import Lowering
 from ptq.integer.program import Boundary, Program
@@ -75,6 +76,7 @@ LOWER: dict[str, Callable[[Lowering, Unit], None]] = {
     "window": lower_window,
     "lookup": lower_lookup,
     "softmax": lower_softmax,
+    "norm": lower_norm,
     "concat": lower_concat,
     "move": lower_move,
     "order": lower_order,

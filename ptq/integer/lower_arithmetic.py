@@ -95,7 +95,8 @@ def lower_matmul(state: Lowering, unit: Unit) -> None:
     """A product of two activations."""
     a, b = (state.need_codes(name) for name in unit.inputs)
     y = state.write(unit.output)
-    requantizer = _requantizer(onnx_ratio(a.scale, np.asarray(b.scale), y.scale), y)
+    scale = np.asarray(b.scale * np.float32(unit.factor))
+    requantizer = _requantizer(onnx_ratio(a.scale, scale, y.scale), y)
     state.steps.append(MatMul(unit.name, unit.inputs[0], unit.inputs[1], unit.output, requantizer))
     inner = claims.static_dim(unit.node.inputs[0], -1) if unit.node.inputs[0] else None
     reach = [max(g.high - g.zero_point, g.zero_point - g.low) for g in (a, b)]

@@ -24,7 +24,7 @@ def lower_move(state: Lowering, unit: Unit) -> None:
         elif op_type == "Pad" and position == 2:
             refs.append(_code_constant(state, f"{unit.name}/value", x.quantize(_number(value))))
         else:
-            refs.append(_raw_operand(state, value))
+            refs.append(state.raw_operand(value))
     if op_type == "Pad" and len(refs) < 3:
         refs.append(_code_constant(state, f"{unit.name}/value", x.quantize(np.float32(0))))
     if op_type == "GlobalMaxPool":
@@ -44,15 +44,6 @@ def _number(value: ir.Value) -> npt.NDArray[np.float32]:
 
 def _code_constant(state: Lowering, name: str, code: npt.NDArray[np.uint8]) -> Ref:
     state.constants[name] = np.asarray(code, np.uint8)
-    return Ref(name, codes=False)
-
-
-def _raw_operand(state: Lowering, value: ir.Value) -> Ref:
-    name = str(value.name)
-    if value.const_value is not None:
-        state.keep_constant(value)
-    elif name in state.codes:
-        state.need_raw(name)
     return Ref(name, codes=False)
 
 

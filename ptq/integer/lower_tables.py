@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ptq.integer import claims
+from ptq.integer.compounds import MaskedSoftmax
 from ptq.integer.lowering import Lowering
 from ptq.integer.program import Apply, Lookup, Ref, Softmax
 from ptq.integer.units import Unit
@@ -37,8 +38,11 @@ def lower_softmax(state: Lowering, unit: Unit) -> None:
     table = np.rint(2.0**EXP_BITS * np.exp(-distance)).astype(np.int32)
     axis = claims.integer(unit.node, "axis", -1)
     numerator = round(1 / float(y.scale))
+    keep = None
+    if isinstance(unit.compound, MaskedSoftmax):
+        axis, keep = -1, state.raw_operand(unit.compound.keep)
     state.steps.append(
-        Softmax(unit.name, unit.inputs[0], unit.output, axis, table, numerator, y.high)
+        Softmax(unit.name, unit.inputs[0], unit.output, axis, table, numerator, y.high, keep)
     )
 
 

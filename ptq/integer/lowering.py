@@ -13,7 +13,7 @@ from ptq.errors import UnsupportedModelError
 from ptq.integer import claims
 from ptq.integer.arithmetic import INT32_LIMIT, Requantizer, exact_shift
 from ptq.integer.pairs import Pairs
-from ptq.integer.program import Certificate, Dequantize, Quantize, Step
+from ptq.integer.program import Certificate, Dequantize, Quantize, Ref, Step
 from ptq.integer.units import Outline
 from ptq.plan import ActivationPlan, Plan
 
@@ -64,6 +64,15 @@ class Lowering:
     def keep_constant(self, value: ir.Value) -> None:
         """Keep a raw constant operand."""
         self.constants[str(value.name)] = value.const_value
+
+    def raw_operand(self, value: ir.Value) -> Ref:
+        """A raw value, or constant, as an operand of the next step."""
+        name = str(value.name)
+        if value.const_value is not None:
+            self.keep_constant(value)
+        elif name in self.codes:
+            self.need_raw(name)
+        return Ref(name, codes=False)
 
     def certify(
         self,

@@ -28,13 +28,13 @@ def outline(model: ir.Model, recipe: Recipe) -> Outline:
         RecipeError: a pattern (include, exclude, precision map) that matches nothing.
     """
     nodes = list(model.graph)
-    kept = claim_nodes(nodes, recipe)
-    builder = UnitCollector(kept, {v.name for v in model.graph.outputs if v.name})
+    kept, compounds = claim_nodes(nodes, recipe)
+    builder = UnitCollector(kept, compounds)
     for node in nodes:
         builder.add(node)
     for value in model.graph.outputs:
         builder.materialise(value)
-    items = tuple(assign_precision(mark_edges(builder.items, model), nodes, recipe))
+    items = tuple(assign_precision(mark_edges(builder.items), nodes, recipe))
     islands = [i for i in items if isinstance(i, Island) and i.reason is not None]
     if recipe.strict and islands:
         listed = "; ".join(f"{i.name} ({i.op_type}): {i.reason}" for i in islands[:8])

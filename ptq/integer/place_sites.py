@@ -13,37 +13,35 @@ from ptq.integer.units import Island, Outline, Site, Unit, name_of
 from ptq.recipe import Recipe
 
 
-def mark_edges(items: list[Unit | Island], model: ir.Model) -> list[Unit | Island]:
-    """Mark the first and the last multiplications of every path."""
-    first = _reach(items, [name_of(v) for v in model.graph.inputs])
-    backwards = [
-        replace(i, inputs=i.outputs, outputs=i.inputs) if isinstance(i, Unit) else i
-        for i in reversed(items)
-    ]
-    last = _reach(backwards, [name_of(v) for v in model.graph.outputs], backward=True)
-    edge = first | last
+def mark_edges(items: list[Unit | Island]) -> list[Unit | Island]:
+    """Mark the multiplications that have none before them on any path, or none behind them.
+
+    Of residual networks that is the stem and the head: a shortcut past other layers does not make
+    every layer that reads it a first one.
+    """
+    edge = _first(items) | _first(reversed(items), backward=True)
     return [
         replace(i, edge=True) if isinstance(i, Unit) and i.name in edge and i.weight else i
         for i in items
     ]
 
 
-def _reach(items: Iterable[Unit | Island], start: list[str], backward: bool = False) -> set[str]:
-    """Weighted units reachable from `start` without passing through another one."""
-    front, found = set(start), set()
+def _first(items: Iterable[Unit | Island], backward: bool = False) -> set[str]:
+    """Weighted units that no other weighted unit leads to."""
+    behind: set[str] = set()
+    found: set[str] = set()
     for item in items:
         if isinstance(item, Unit):
             inputs, outputs = item.inputs, item.outputs
         else:
             inputs = tuple(name_of(v) for v in item.node.inputs if v is not None)
             outputs = tuple(name_of(v) for v in item.node.outputs)
-            inputs, outputs = (outputs, inputs) if backward else (inputs, outputs)
-        if front.isdisjoint(inputs):
-            continue
-        if isinstance(item, Unit) and item.weight is not None:
+        inputs, outputs = (outputs, inputs) if backward else (inputs, outputs)
+        follows, weighted = not behind.isdisjoint(inputs), isinstance(item, Unit) and item.weight
+        if weighted and not follows:
             found.add(item.name)
-        else:
-            front |= set(outputs)
+        if weighted or follows:
+            behind |= set(outputs)
     return found
 
 

@@ -164,6 +164,8 @@ class Softmax:
 
     exp_table: int32 [256], entry d is round(2^15 * exp(-d * scale)).
     numerator: output codes of probability one (1 / output scale, an integer, at most 256).
+    keep: raw bool that broadcasts to the input, or None: e is zero where it is false, max is over
+        the others; a row that keeps nothing gives zeros (s is at least 1).
     """
 
     name: str
@@ -173,6 +175,33 @@ class Softmax:
     exp_table: npt.NDArray[np.int32]
     numerator: int
     high: int
+    keep: Ref | None = None
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Layer norm (`centred`) or RMS norm of the last axis, of n elements; d = input - zero_point.
+
+    centred: u = n d - sum d, S = n (n sum d^2 - (sum d)^2); else u = d, S = sum d^2.
+    root = max(1, isqrt(S * 4^shift + epsilon)), inverse = 2^inverse_bits // root,
+    output = requantize(u * inverse * gain + offset).
+    No product reaches 2^53, nothing under the root 2^52 (see lower_norm.py, also for the numbers).
+
+    gain, offset: [n] int64; the requantizer's multiplier is 1.
+    float_epsilon: what `epsilon` stands for, for targets that print float operators.
+    """
+
+    name: str
+    input: str
+    output: str
+    centred: bool
+    epsilon: int
+    shift: int
+    inverse_bits: int
+    gain: npt.NDArray[np.int64]
+    offset: npt.NDArray[np.int64]
+    requantizer: Requantizer
+    float_epsilon: float
 
 
 @dataclass(frozen=True)
@@ -205,6 +234,7 @@ Step = (
     | Lookup
     | Mean
     | Softmax
+    | Normalize
     | Apply
 )
 

@@ -25,6 +25,7 @@ from ptq.integer.program import (
     MatMul,
     Mean,
     Multiply,
+    Normalize,
     Program,
     Quantize,
     Ref,
@@ -191,10 +192,27 @@ def _mean(values: _Values, step: Mean) -> None:
 
 def _softmax(values: _Values, step: Softmax) -> None:
     x = values.codes[step.input].astype(np.int64)
-    e = step.exp_table.astype(np.int64)[x.max(axis=step.axis, keepdims=True) - x]
-    total = e.sum(axis=step.axis, keepdims=True)
+    keep = values.read(step.keep)
+    kept = x if keep is None else x * keep  # no code is below that of what is masked
+    distance = kept.max(axis=step.axis, keepdims=True) - x
+    e = step.exp_table.astype(np.int64)[np.maximum(distance, 0)]
+    e = e if keep is None else e * keep
+    total = np.maximum(e.sum(axis=step.axis, keepdims=True), 1)
     out = (2 * e * step.numerator + total) // (2 * total)
     values.codes[step.output] = np.minimum(out, step.high).astype(np.uint8)
+
+
+def _normalize(values: _Values, step: Normalize) -> None:
+    d, n = values.centred(step.input), len(step.gain)
+    square = (d * d).sum(axis=-1, keepdims=True)
+    if step.centred:
+        total = d.sum(axis=-1, keepdims=True)
+        d, square = n * d - total, n * (n * square - total * total)
+    root = np.floor(np.sqrt(((square << 2 * step.shift) + step.epsilon).astype(np.float64)))
+    inverse = (1 << step.inverse_bits) // np.maximum(root.astype(np.int64), 1)
+    acc = d * inverse * step.gain + step.offset
+    # Never simulated in float32: its products have up to 53 bits, and targets know that.
+    values.codes[step.output] = step.requantizer.apply(acc)
 
 
 def _apply(values: _Values, step: Apply) -> None:
@@ -215,5 +233,6 @@ RUN: dict[type[Step], Callable[[_Values, Any], None]] = {
     Lookup: _lookup,
     Mean: _mean,
     Softmax: _softmax,
+    Normalize: _normalize,
     Apply: _apply,
 }

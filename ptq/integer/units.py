@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from ptq.integer.compounds import Compound
 from ptq.precision import UNSAID, Precision
 
 
@@ -19,6 +20,8 @@ class Unit:
     clamp: bounds of a fused Relu or Clip.
     edge: the first or last multiplication on a path through the graph.
     precision: what the precision map says of it.
+    factor: positive number that the product is multiplied with.
+    compound: what several nodes were recognised as.
     """
 
     kind: str
@@ -31,6 +34,8 @@ class Unit:
     clamp: tuple[float, float] = (-float("inf"), float("inf"))
     edge: bool = False
     precision: Precision = UNSAID
+    factor: float = 1.0
+    compound: Compound | None = None
 
     @property
     def node(self) -> ir.Node:

@@ -167,14 +167,22 @@ def _trailing_axes(b: Builder, codes: ir.Value, axis: int) -> int:
 
 
 def softmax(b: Builder, step: Softmax) -> None:
-    """(2 * e * numerator + s) / (2 * s), e = exp_table[max - x], in int32."""
+    """(2 * e * numerator + s) / (2 * s), e = exp_table[max - x], in int32.
+
+    Where a mask keeps less than everything, max - x may be negative: such an index counts from the
+    table's end, and what it finds is multiplied by zero.
+    """
     x = cast(b, b.codes(step.input), ir.DataType.INT32)
+    keep = None if step.keep is None else cast(b, b.value(step.keep), ir.DataType.INT32)
     axes = int64(b, [step.axis])
     two = b.constant(2, np.int32, "c")
-    distance = b.node("Sub", [b.node("ReduceMax", [x, axes]), x])
+    kept = x if keep is None else b.node("Mul", [x, keep])
+    distance = b.node("Sub", [b.node("ReduceMax", [kept, axes]), x])
     table = b.constant(step.exp_table, np.int32, "t")
     e = b.node("Gather", [table, distance])
+    e = e if keep is None else b.node("Mul", [e, keep])
     s = b.node("ReduceSum", [e, axes])
+    s = s if keep is None else b.node("Max", [s, b.constant(1, np.int32, "c")])
     twice = b.constant(2 * step.numerator, np.int32, "c")
     above = b.node("Add", [b.node("Mul", [e, twice]), s])
     share = b.node("Div", [above, b.node("Mul", [s, two])])

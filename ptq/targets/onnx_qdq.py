@@ -5,9 +5,9 @@ The form that TensorRT, OpenVINO, QNN and onnxruntime's own fusions read.
 In onnxruntime every fused operator is exact, code by code: the scales around it are the plan's, or
 neighbours of them for which the fused multiplier equals M / 2^S (`fused_scales`). So the scale of a
 DequantizeLinear may differ from the QuantizeLinear's before it, by one part in thousands.
-May differ by one code a step: Softmax (float exponentials), and what onnxruntime does not fuse and
-runs in float: Sub, and a Mean that is not over all spatial axes with keepdims. In a runtime that
-fuses otherwise, or not at all, every rounding tie may.
+May differ by one code a step: Softmax (float exponentials), Normalize, and what onnxruntime does
+not fuse and runs in float: Sub, and a Mean that is not over all spatial axes with keepdims. In a
+runtime that fuses otherwise, or not at all, every rounding tie may.
 
 - Weights of at most four bits are stored packed and decoded to int8 in front of their
   DequantizeLinear (`storage`); onnxruntime folds that and runs int8. A DequantizeLinear that reads
@@ -36,11 +36,12 @@ from ptq.integer.program import (
     MatMul,
     Mean,
     Multiply,
+    Normalize,
     Program,
     Quantize,
     Softmax,
 )
-from ptq.targets import boundary, exact
+from ptq.targets import boundary, exact, normalize
 from ptq.targets.build import Builder, Emitter, print_program
 from ptq.targets.fused_scales import Operand, fused_scales
 from ptq.targets.names import Io
@@ -164,8 +165,16 @@ def _lookup(b: Builder, step: Lookup) -> None:
 
 
 def _softmax(b: Builder, step: Softmax) -> None:
-    probability = b.node("Softmax", [b.dequantize(step.input)], {"axis": step.axis})
+    scores = b.dequantize(step.input)
+    if step.keep is not None:
+        masked = b.constant(np.finfo(np.float32).min, np.float32, "c")
+        scores = b.node("Where", [b.value(step.keep), scores, masked])
+    probability = b.node("Softmax", [scores], {"axis": step.axis})
     _quantize(b, step.output, probability)
+
+
+def _normalize(b: Builder, step: Normalize) -> None:
+    _quantize(b, step.output, normalize.as_floats(b, step))
 
 
 def _apply(b: Builder, step: Apply) -> None:
@@ -197,5 +206,6 @@ STEPS: dict[type, Emitter] = {
     Lookup: _lookup,
     Mean: _mean,
     Softmax: _softmax,
+    Normalize: _normalize,
     Apply: _apply,
 }

@@ -23,11 +23,12 @@ from ptq.integer.program import (
     MatMul,
     Mean,
     Multiply,
+    Normalize,
     Program,
     Quantize,
     Softmax,
 )
-from ptq.targets import boundary, exact
+from ptq.targets import boundary, exact, normalize
 from ptq.targets.build import Builder, Emitter, print_program
 from ptq.targets.known_tables import is_sigmoid, leaky_slope
 from ptq.targets.names import Io
@@ -235,5 +236,6 @@ STEPS: dict[type, Emitter] = {
     Lookup: _lookup,
     Mean: _mean,
     Softmax: exact.softmax,
+    Normalize: normalize.in_doubles,
     Apply: boundary.apply,
 }

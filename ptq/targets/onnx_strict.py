@@ -19,11 +19,12 @@ from ptq.integer.program import (
     MatMul,
     Mean,
     Multiply,
+    Normalize,
     Program,
     Quantize,
     Softmax,
 )
-from ptq.targets import boundary, exact
+from ptq.targets import boundary, exact, normalize
 from ptq.targets.build import Builder, Emitter, print_program
 from ptq.targets.names import Io
 from ptq.targets.storage import store_operand
@@ -78,5 +79,6 @@ STEPS: dict[type, Emitter] = {
     Lookup: exact.lookup,
     Mean: exact.mean,
     Softmax: exact.softmax,
+    Normalize: normalize.in_integers,
     Apply: boundary.apply,
 }

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         MatMul,
         Mean,
         Multiply,
+        Normalize,
         Program,
         Quantize,
         Ref,
@@ -168,11 +169,14 @@ def _lookup(s: Scope, step: Lookup) -> None:
 def _softmax(s: Scope, step: Softmax) -> None:
     """float64 holds both sides of the one division exactly; the gradient is softmax's own."""
     x, scale = s.codes[step.input].to(torch.float64), float(s.grid(step.input).scale)
+    keep = _read(s, step.keep, on_host=False)
     table = s.stored(step.name, "exp_table", step.exp_table).to(torch.float64)
-    distance = x.detach().amax(step.axis, keepdim=True) - x
+    kept = x.detach() if keep is None else x.detach() * keep
+    distance = kept.amax(step.axis, keepdim=True) - x
     point = distance.detach()
-    e = interpolate(table, point) * torch.exp(scale * (point - distance))
-    total = e.sum(step.axis, keepdim=True)
+    e = interpolate(table, point.clamp(min=0)) * torch.exp(scale * (point - distance))
+    e = e if keep is None else e * keep
+    total = e.sum(step.axis, keepdim=True).clamp(min=1)
     out = 2 * e * step.numerator / (2 * total)
     # Round half up: what the half-even rounding of `emit` would do differently is added first.
     up = ((2 * e * step.numerator + total) / (2 * total)).floor() - out
@@ -181,6 +185,24 @@ def _softmax(s: Scope, step: Softmax) -> None:
     )
     codes = s.quantiser(step.output, rounding)
     s.codes[step.output] = codes.to(s.dtype)
+
+
+def _normalize(s: Scope, step: Normalize) -> None:
+    """float64 holds everything exactly; floors pass the gradient of what they cut."""
+    d = s.codes[step.input].to(torch.float64) - s.grid(step.input).zero_point
+    n = len(step.gain)
+    square = (d * d).sum(-1, keepdim=True)
+    if step.centred:
+        total = d.sum(-1, keepdim=True)
+        d, square = n * d - total, n * (n * square - total * total)
+    root = torch.sqrt(square * 4.0**step.shift + step.epsilon).clamp(min=1)
+    inverse = (2.0**step.inverse_bits / root.detach().floor()).floor()
+    inverse = inverse * (root.detach() / root)
+    unit = 2.0 ** -float(step.requantizer.shift)
+    gain = s.stored(step.name, "gain", step.gain).to(torch.float64) * unit
+    offset = s.stored(step.name, "offset", step.offset).to(torch.float64) * unit
+    r = step.requantizer
+    s.emit(step.output, d * inverse * gain + offset, r.zero_point, r.low, r.high)
 
 
 def _apply(s: Scope, step: Apply) -> None:
@@ -220,6 +242,7 @@ INTEGER_OPS: dict[str, Callable[[Scope, Any], None]] = {
     "MatMul": _matmul,
     "Mean": _mean,
     "Multiply": _multiply,
+    "Normalize": _normalize,
     "Quantize": _quantize,
     "Softmax": _softmax,
 }

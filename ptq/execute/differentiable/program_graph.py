@@ -203,7 +203,8 @@ def _names(step: Any) -> frozenset[str]:
     """Every value that a step reads or writes."""
     fields = ("value", "input", "a", "b", "output")
     found = {getattr(step, name) for name in fields if hasattr(step, name)}
-    refs = (*getattr(step, "inputs", ()), *getattr(step, "outputs", ()))
+    keep = getattr(step, "keep", None)
+    refs = (keep, *getattr(step, "inputs", ()), *getattr(step, "outputs", ()))
     return frozenset(found | {ref.name for ref in refs if ref is not None and ref.name})
 
 

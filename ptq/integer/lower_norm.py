@@ -1,0 +1,91 @@
+"""Lower layer norm and RMS norm: their integers, and how many bits each of them gets.
+
+With d = code - zero_point of the input, n elements a row, s and s' the scales of input and output:
+
+    centred   u = n d - sum d,  S = n (n sum d^2 - (sum d)^2),  E = epsilon n^3 / s^2
+    else      u = d,            S = sum d^2,                    E = epsilon n / s^2
+
+    (x - mean) / sqrt(variance + epsilon) = u sqrt(n) / sqrt(S + E)   in both cases
+
+so that output = u * inverse * gain[c] + offset[c], in steps of 2^-fraction, where
+
+    root = isqrt(S 4^t + E 4^t),  inverse = 2^K // root
+    gain = scale sqrt(n) 2^(t - K) / s' * 2^fraction,  offset = bias / s' * 2^fraction
+
+|u| <= sqrt(S), so |u * inverse| <= 2^(K - t + 1): `gain` gets the bits that 2^53 leaves. Everything
+is then exact in int64, and in float64 as well.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from ptq.errors import UnsupportedModelError
+from ptq.integer.arithmetic import Requantizer
+from ptq.integer.compounds import Norm
+from ptq.integer.lowering import Lowering
+from ptq.integer.program import Certificate, Normalize
+from ptq.integer.units import Unit
+from ptq.plan import ActivationPlan
+
+EXACT_BITS = 52
+INVERSE_BITS = 41  # root < 2^26, so an inverse has at least 15 bits
+GAIN_BITS = 20
+MAX_FRACTION = 42  # a zero point joins the offset, in 50 bits
+
+
+def lower_norm(state: Lowering, unit: Unit) -> None:
+    """A norm over rows, by one integer square root and one division a row."""
+    norm = unit.compound
+    if not isinstance(norm, Norm):
+        raise UnsupportedModelError(f"{unit.name}: not a norm over the last axis")
+    x = state.need_codes(unit.inputs[0])
+    y = state.write(unit.output)
+    n = len(norm.scale)
+    largest, tiny = _spread(norm, x, n)
+    shift = (EXACT_BITS - (largest + math.ceil(tiny)).bit_length()) // 2
+    epsilon = round(tiny * 4**shift)
+    gain, offset, fraction = _affine(norm, y, shift, n)
+    one = np.array(1, np.int64)
+    requantizer = Requantizer(one, np.array(fraction, np.int64), y.zero_point, y.low, y.high)
+    state.steps.append(
+        Normalize(
+            unit.name, unit.inputs[0], unit.output, norm.centred, epsilon, shift, INVERSE_BITS,
+            gain, offset, requantizer, norm.epsilon,
+        )
+    )  # fmt: skip
+    note = "sums in 64 bits, below 2^53"
+    state.certificates.append(Certificate(unit.name, 255 * n, True, True, note))
+
+
+def _spread(norm: Norm, x: ActivationPlan, n: int) -> tuple[int, float]:
+    """The largest S, and E."""
+    if norm.centred:
+        largest, unit = n**3 * (x.high - x.low) ** 2 // 4, n**3
+    else:
+        largest, unit = n * max(x.high - x.zero_point, x.zero_point - x.low) ** 2, n
+    room = 2**EXACT_BITS - 1 - largest
+    return largest, min(norm.epsilon * unit / float(x.scale) ** 2, room - 1)
+
+
+def _affine(
+    norm: Norm, y: ActivationPlan, shift: int, n: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
+    """gain, offset and fraction: as many bits as stay exact."""
+    step = float(y.scale)
+    gain = norm.scale * math.sqrt(n) * 2.0 ** (shift - INVERSE_BITS) / step
+    bits = min(GAIN_BITS, EXACT_BITS - 1 - (INVERSE_BITS - shift + 1))
+    rooms = [
+        (2.0**bits - 1, np.abs(gain).max()),
+        (2.0 ** (EXACT_BITS - 1), np.abs(norm.bias).max() / step),
+    ]
+    fits = [math.floor(math.log2(room / most)) for room, most in rooms if most > 0]
+    fraction = max(min([MAX_FRACTION, *fits]), 0)
+    return (
+        np.rint(gain * 2.0**fraction).astype(np.int64),
+        np.rint(norm.bias / step * 2.0**fraction).astype(np.int64),
+        fraction,
+    )

@@ -1,0 +1,101 @@
+"""Normalize steps in ONNX: exact in float64, exact in int64, and as float operators.
+
+In float64 every number is an integer below 2^53, or one divided by a power of two; IEEE's square
+root is correctly rounded, so its floor is the integer square root of what is below 2^52. The only
+inexact operation is the one division a row, whose floor is exact too: 2^41 / root is an integer, or
+2^-41 of itself away from one, and its rounding error is 2^-53 of itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ptq.integer.program import Normalize
+from ptq.targets import exact
+from ptq.targets.build import Builder
+
+NEWTON_STEPS = 6  # from less than twice the root: relative errors 1, 1/4, .03, 3e-4, 5e-8, 0
+LAST = [-1]
+
+
+def in_doubles(b: Builder, step: Normalize) -> None:
+    """The fast form."""
+
+    def real(value: npt.ArrayLike) -> ir.Value:
+        return b.constant(value, np.float64, "c")
+
+    requantizer, n = step.requantizer, len(step.gain)
+    x = exact.cast(b, b.codes(step.input), ir.DataType.DOUBLE)
+    axes = exact.int64(b, LAST)
+    if step.centred:
+        total, squares = b.node("ReduceSum", [x, axes]), b.node("ReduceSumSquare", [x, axes])
+        spread = b.node("Sub", [b.node("Mul", [squares, real(n)]), b.node("Mul", [total, total])])
+        spread = b.node("Mul", [spread, real(n)])
+        u = b.node("Sub", [b.node("Mul", [x, real(n)]), total])
+    else:
+        u = b.node("Sub", [x, real(b.plan(step.input).zero_point)])
+        spread = b.node("ReduceSumSquare", [u, axes])
+    raised = b.node("Add", [b.node("Mul", [spread, real(4.0**step.shift)]), real(step.epsilon)])
+    root = b.node("Max", [b.node("Floor", [b.node("Sqrt", [raised])]), real(1)])
+    inverse = b.node("Floor", [b.node("Div", [real(2.0**step.inverse_bits), root])])
+    unit = 2.0 ** -float(requantizer.shift)
+    gained = b.node("Mul", [b.node("Mul", [u, inverse]), real(step.gain * unit)])
+    offset = step.offset * unit + requantizer.zero_point  # exact: the zero point is even
+    rounded = b.node("Round", [b.node("Add", [gained, real(offset)])])
+    clipped = b.node("Clip", [rounded, real(requantizer.low), real(requantizer.high)])
+    b.bind_codes(step.output, exact.cast(b, clipped, ir.DataType.UINT8))
+
+
+def in_integers(b: Builder, step: Normalize) -> None:
+    """The strict form."""
+    wide, axes = ir.DataType.INT64, exact.int64(b, LAST)
+    x, n = exact.cast(b, b.codes(step.input), wide), exact.int64(b, len(step.gain))
+    d = b.node("Sub", [x, exact.int64(b, b.plan(step.input).zero_point)])
+    spread = b.node("ReduceSum", [b.node("Mul", [d, d]), axes])
+    u = d
+    if step.centred:
+        total = b.node("ReduceSum", [d, axes])
+        spread = b.node("Sub", [b.node("Mul", [spread, n]), b.node("Mul", [total, total])])
+        spread = b.node("Mul", [spread, n])
+        u = b.node("Sub", [b.node("Mul", [d, n]), total])
+    raised = b.node("Mul", [spread, exact.int64(b, 4**step.shift)])
+    raised = b.node("Add", [raised, exact.int64(b, step.epsilon)])
+    inverse = b.node("Div", [exact.int64(b, 2**step.inverse_bits), _root(b, raised)])
+    gained = b.node("Mul", [b.node("Mul", [u, inverse]), exact.int64(b, step.gain)])
+    acc = b.node("Add", [gained, exact.int64(b, step.offset)])
+    b.bind_codes(step.output, exact.requantize(b, acc, step.requantizer))
+
+
+def _root(b: Builder, square: ir.Value) -> ir.Value:
+    """max(1, isqrt(square)) of [..., 1] int64 below 2^52, by Newton's method.
+
+    It starts at the power of two above the root, found by counting the powers of four that the
+    square reaches, and never rises: the floor of the root is where it stays.
+    """
+    powers = exact.int64(b, 4 ** np.arange(26, dtype=np.int64))
+    reached = exact.cast(b, b.node("GreaterOrEqual", [square, powers]), ir.DataType.INT64)
+    count = b.node("ReduceSum", [reached, exact.int64(b, LAST)])
+    root = b.node("Gather", [exact.int64(b, 2 ** np.arange(27, dtype=np.int64)), count])
+    for _ in range(NEWTON_STEPS):
+        both = b.node("Add", [root, b.node("Div", [square, root])])
+        root = b.node("Min", [root, b.node("Div", [both, exact.int64(b, 2)])])
+    return b.node("Max", [root, exact.int64(b, 1)])
+
+
+def as_floats(b: Builder, step: Normalize) -> ir.Value:
+    """The float operators that the step stands for, on dequantised codes: [..., n] float32."""
+    x, y, n = b.dequantize(step.input), b.plan(step.output), len(step.gain)
+    unit = 2.0 ** -float(step.requantizer.shift) * float(y.scale)
+    spread = 2.0 ** (step.inverse_bits - step.shift) / np.sqrt(n)
+    scale = b.constant(step.gain * unit * spread, np.float32, "t")
+    bias = b.constant(step.offset * unit, np.float32, "t")
+    if step.centred:
+        attributes = {"axis": -1, "epsilon": step.float_epsilon}
+        return b.node("LayerNormalization", [x, scale, bias], attributes)
+    square = b.node("ReduceMean", [b.node("Mul", [x, x]), exact.int64(b, LAST)])
+    epsilon = b.constant(step.float_epsilon, np.float32, "c")
+    root = b.node("Sqrt", [b.node("Add", [square, epsilon])])
+    normal = b.node("Mul", [b.node("Div", [x, root]), scale])
+    return b.node("Add", [normal, bias]) if step.offset.any() else normal
