@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from ptq.execute.float import FloatRunner
@@ -14,13 +17,36 @@ from ptq.report.metrics import Fidelity
 from ptq.report.session import Batch, open_session
 from ptq.report.verification import Subject
 
+Array = npt.NDArray[Any]
+
 
 @dataclass
 class Tensor:
-    """One activation. histogram: of the float values. fidelity: of the codes' values to them."""
+    """One activation. histogram: of the float values. fidelity: of the codes' values to them.
+
+    error: sum of the errors of every channel (axis 1), [channels], and rows: errors in each sum.
+    """
 
     fidelity: Fidelity = field(default_factory=Fidelity)
     histogram: Histogram = field(default_factory=Histogram)
+    error: Array | float = 0.0
+    rows: int = 0
+
+    def add(self, wanted: Array, got: Array) -> None:
+        """Add one batch."""
+        self.fidelity.add(wanted, got)
+        self.histogram.update(wanted)
+        if wanted.ndim > 1 and wanted.size:
+            axes = tuple(axis for axis in range(wanted.ndim) if axis != 1)
+            self.error = self.error + (got.astype(np.float64) - wanted).sum(axis=axes)
+            self.rows += wanted.size // wanted.shape[1]
+
+    @property
+    def shift_share(self) -> float | None:
+        """Part of the squared error that is the mean error of its channel; None if unknown."""
+        if not self.rows or not self.fidelity.noise:
+            return None
+        return float(np.square(self.error).sum() / self.rows / self.fidelity.noise)
 
 
 def tensors(
@@ -51,8 +77,7 @@ def tensors(
         for part in runner.split(batch):
             for name, x in part.run(batch).items():
                 grid = subject.program.codes[name]
-                found[name].fidelity.add(x, grid.dequantize(codes[names[name]]))
-                found[name].histogram.update(x)
+                found[name].add(x, grid.dequantize(codes[names[name]]))
         samples += max((len(x) for x in batch.values() if x.ndim), default=1)
         if progress is not None:
             progress(samples)
