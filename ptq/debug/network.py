@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ptq.debug.switchboard import SWITCHES, Switchboard
-from ptq.report.metrics import class_axis
+from ptq.execute.class_axis import class_axis
 from ptq.report.session import Batch, Session, open_session
 
 Array = npt.NDArray[Any]
