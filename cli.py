@@ -10,6 +10,7 @@ import click
 
 from ptq import __version__
 from ptq.commands import COMMANDS
+from ptq.commands.reproduce import REPRODUCE, check_again, redo
 from ptq.errors import GateError
 from ptq.report.commands import Commands, emit, options_as
 from ptq.report.options import (
@@ -69,6 +70,8 @@ class _Quantize(Choices):
     trust: bool
     memory: int | None
     resume: bool
+    from_manifest: Path | None
+    check_reproducible: bool
 
 
 @main.command()
@@ -101,6 +104,7 @@ class _Quantize(Choices):
     click.option("--force", is_flag=True, help="Replace OUT if it exists."),
     click.option("--trust", is_flag=True, help="Read a .pt2 MODEL, which may run code in it."),
     *RUN,
+    *REPRODUCE,
     *COMMON,
 )
 def quantize(options: _Quantize) -> None:
@@ -111,6 +115,9 @@ def quantize(options: _Quantize) -> None:
     from ptq.report import artifact
     from ptq.report.console import print_report
 
+    if options.from_manifest is not None:
+        redo(options, options.from_manifest)
+        return
     recipe = options.recipe(
         **_for_the_data(options),
         grid=options.grid,
@@ -131,6 +138,8 @@ def quantize(options: _Quantize) -> None:
     emit(options, {"command": "quantize", "output": str(out)}, report, print_report)
     if not (options.as_json or options.quiet):
         click.echo(f"wrote {out}")
+    if options.check_reproducible:
+        check_again(options.model, out, quiet=options.quiet)
 
 
 def _for_the_data(options: _Quantize) -> dict[str, Any]:

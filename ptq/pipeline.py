@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,7 @@ class Result:
     model: what the target made of the program. float_model: the prepared float model.
     samples: calibration samples that were read. preprocess: what was applied to them.
     source: the float model's file, if it came from one. ladder: what each stage gained.
+    calib: where the samples came from, if that was a path.
     """
 
     model: ir.Model
@@ -72,6 +73,7 @@ class Result:
     lints: tuple[Lint, ...] = ()
     source: Path | None = None
     ladder: tuple[Rung, ...] = ()
+    calib: str | None = None
 
     @property
     def report(self) -> Report:
@@ -152,7 +154,8 @@ def quantize(  # noqa: PLR0913 - the one entry point; all but the first three by
     source = Path(model) if isinstance(model, str | Path) else None
     with threadpool_limits(1):  # sums of floats depend on the number of threads
         plan, ladder = climb(started.context, steps_of(started.context.recipe))
-    return finish(started, plan, source, ladder)
+    result = finish(started, plan, source, ladder)
+    return replace(result, calib=str(calib) if isinstance(calib, str | Path) else None)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ No time stamp is written: the same run gives the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from collections.abc import Iterable
@@ -43,10 +44,22 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class DataRecord:
+    """The calibration samples: a path relative to the manifest's folder, or one with `:function`.
+
+    sha256: of the file, or of all files of a folder with their names.
+    """
+
+    source: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What OUT.ptq.json holds.
 
     source: the float model's file, if it was one. files: what was written beside the manifest.
+    calibration: the samples; None if they were invented, or did not come from files.
     preprocess: what was done to 8-bit pixels of the samples.
     """
 
@@ -58,6 +71,7 @@ class Manifest:
     versions: dict[str, str]
     certificates: tuple[Certificate, ...]
     report: Report
+    calibration: DataRecord | None = None
     schema_version: int = SCHEMA_VERSION
 
 
@@ -129,6 +143,7 @@ def save(
             versions=versions(),
             certificates=result.program.certificates,
             report=report or make_report(result, source),
+            calibration=_data_record(result.calib, out.parent),
         )
         text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
         staged_paths.manifest.write_bytes(text)
@@ -146,6 +161,32 @@ def _source_record(source: Path | None, folder: Path) -> FileRecord | None:
         return None
     relative = os.path.relpath(source.resolve(), folder.resolve())
     return FileRecord(relative, sha256(source), source.stat().st_size)
+
+
+def _data_record(calib: str | None, folder: Path) -> DataRecord | None:
+    if calib is None:
+        return None
+    path, _ = _split_function(calib)
+    relative = os.path.relpath(path.resolve(), folder.resolve())
+    return DataRecord(relative + calib[len(str(path)) :], data_hash(calib))
+
+
+def data_hash(calib: str) -> str:
+    """SHA-256 of a file, of the file of `file.py:function`, or of a folder's names and files."""
+    path, _ = _split_function(calib)
+    if not path.is_dir():
+        return sha256(path)
+    files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+    lines = (f"{name} {sha256(path / name)}\n" for name in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _split_function(calib: str) -> tuple[Path, str]:
+    """`file.py:function` as its two parts; another path as it is."""
+    if Path(calib).exists():
+        return Path(calib), ""
+    path, _, function = calib.rpartition(":")
+    return (Path(path), function) if path else (Path(calib), "")
 
 
 def versions() -> dict[str, str]:
@@ -166,13 +207,22 @@ def load_manifest(model: Path) -> Manifest:
         InvalidModelError: there is none, or it is not one that this version reads.
     """
     path = SidePaths(model).manifest
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except FileNotFoundError as error:
+    if not path.exists():
         raise InvalidModelError(
             f"{model}: {path.name} is not beside it; wanted a model that `ptq quantize` wrote, "
             "with its side files"
-        ) from error
+        )
+    return read_manifest(path)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        InvalidModelError: it is not one that this version reads.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
     except (OSError, msgspec.MsgspecError, ValueError) as error:
         raise InvalidModelError(f"{path}: not a manifest that this ptq reads ({error})") from error
 

@@ -55,6 +55,10 @@ class Quantized(Protocol):
         """Calibration samples that were read."""
 
     @property
+    def calib(self) -> str | None:
+        """Where the samples came from, if it was a path."""
+
+    @property
     def preprocess(self) -> Preprocess | None:
         """What was done to 8-bit pixels."""
 
