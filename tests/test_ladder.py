@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,15 +17,14 @@ from ptq.passes.prepare import prepare
 from ptq.pipeline import steps_of
 from ptq.plan import Plan
 from ptq.recipe import Recipe
+from tests.conv_net import conv_net, conv_samples
 
-DIGITS = Path(__file__).parents[1] / "calib_data"
 RECIPE = Recipe(weight_bits=4, samples=64)
 
 
 def context_of(recipe: Recipe = RECIPE) -> Context:
-    graph = prepare(load(DIGITS / "digits_cnn.onnx"))
-    specs = input_specs(graph)
-    calib = open_calibration(DIGITS / "digits_calib.npz", specs, limit=recipe.samples)
+    graph = prepare(load(conv_net()))
+    calib = open_calibration({"x": conv_samples(64)}, input_specs(graph))
     silent = lambda progress: None  # noqa: E731
     return Context(graph, outline(graph, recipe), recipe, calib.batches, silent, calib.samples)
 
@@ -65,7 +63,7 @@ def test_a_stage_that_is_not_judged_is_kept_whatever_it_does(context: Context) -
 
 
 def test_the_result_has_a_rung_for_every_stage_that_changed_something() -> None:
-    result = ptq.quantize(DIGITS / "digits_cnn.onnx", DIGITS / "digits_calib.npz", RECIPE)
+    result = ptq.quantize(conv_net(), {"x": conv_samples(64)}, RECIPE)
     names = [rung.name for rung in result.ladder]
     assert names == ["second-order rounding", "bias correction"]
     assert all(rung.kl is not None and rung.kl >= 0 for rung in result.ladder)
@@ -74,8 +72,8 @@ def test_the_result_has_a_rung_for_every_stage_that_changed_something() -> None:
 
 def test_judged_samples_are_the_held_out_ones(context: Context) -> None:
     (every,) = context.batches(64)
-    found = np.concatenate([b["image"] for b in held_out_batches(context, 10)])
-    np.testing.assert_array_equal(found, every["image"][context.held_out()])
+    found = np.concatenate([b["x"] for b in held_out_batches(context, 10)])
+    np.testing.assert_array_equal(found, every["x"][context.held_out()])
 
 
 def test_distances_see_a_change_of_the_distribution_and_of_the_values() -> None:
