@@ -58,8 +58,10 @@ def vector_along_channels(array: Array, layer: ir.Node) -> Vector | None:
     The channel axis is 1 in every layer that `channels` accepts.
     """
     count = channels(layer)
+    if count is None:
+        return None
     output_rank = 2 if is_op(layer, "Gemm") else rank(layer.outputs[0]) or rank(layer.inputs[1])
-    if count is None or output_rank is None or array.ndim > output_rank:
+    if output_rank is None or array.ndim > output_rank:
         return None
     if array.size == 1:
         return np.asarray(array.reshape(1), np.float64)

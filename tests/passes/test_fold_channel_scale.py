@@ -64,3 +64,12 @@ def test_leaves_alone_a_scale_that_overflows_the_weight() -> None:
     weights = {"w": draw(6, 4, 3, 3), "b": draw(6), "c": np.float32(3e38) * np.ones((6, 1, 1), "f")}
     weights["w"][0, 0, 0, 0] = 1e6
     declined(graph(f"{CONV} y = Mul(h, c) }}", weights), fold_channel_scale)
+
+
+def test_leaves_alone_a_producer_of_one_input_and_unknown_rank() -> None:
+    model = graph(
+        "(float[N, 4] x, int64[M] s) => (float[A] y)"
+        "{ r = Reshape(x, s) c = Relu(r) y = Mul(c, k) }",
+        {"k": np.array(2, np.float32)},
+    )
+    declined(model, fold_channel_scale)
