@@ -115,7 +115,24 @@ def _from_proto(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
         if base is not None:
             ir.external_data.set_base_dir(graph, str(base))
         _sort(graph)
+    _free_unknown_dims(model)
     return model
+
+
+def _free_unknown_dims(model: ir.Model) -> None:
+    """Name the dimensions that a model declares as -1, or at its boundary as 0.
+
+    Paddle's exporter writes unknown sizes so, and onnxruntime takes any size for them.
+    """
+    boundary = [*model.graph.inputs, *model.graph.outputs]
+    inside = (value for node in model.graph.all_nodes() for value in node.outputs)
+    for value, highest in (*((v, 0) for v in boundary), *((v, -1) for v in inside)):
+        sizes = list(value.shape or ())
+        unknown = [isinstance(size, int) and size <= highest for size in sizes]
+        if any(unknown):
+            value.shape = ir.Shape(
+                f"{value.name}_{axis}" if unknown[axis] else size for axis, size in enumerate(sizes)
+            )
 
 
 def _sort(graph: ir.Graph) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from ptq.calib_data import (
 )
 from ptq.checkpoints import Checkpoints, run_key
 from ptq.execute.float import FloatRunner
+from ptq.execute.trial import try_in_child
 from ptq.histogram import Histogram
 from ptq.integer.lower import lower
 from ptq.integer.outline import Outline, outline
@@ -190,6 +192,8 @@ def begin(
     samples = open_calibration(
         calib, specs, preprocess=preprocess, limit=recipe.samples, seed=recipe.seed
     )
+    for batch in islice(samples.batches(1), 1):
+        try_in_child(float_model, batch)
     counted = _Counted(samples)
     context = Context(
         float_model, sketch, recipe, counted.batches, report, samples.samples, how.memory_bytes,

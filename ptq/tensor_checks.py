@@ -109,7 +109,9 @@ def check_type(proto: onnx.TypeProto, where: str, max_elements: int, max_depth: 
         kind = proto.WhichOneof("value")
         if kind in ("tensor_type", "sparse_tensor_type"):
             shape = getattr(proto, kind).shape
-            check_dims([d.dim_value for d in shape.dim], where, max_elements)
+            # -1 is how some exporters write an unknown dimension; onnxruntime reads it so.
+            sizes = [0 if d.dim_value == -1 else d.dim_value for d in shape.dim]
+            check_dims(sizes, where, max_elements)
             return
         if kind not in ("sequence_type", "optional_type", "map_type"):
             return

@@ -35,6 +35,15 @@ def test_every_source_gives_the_same_graph(proto: onnx.ModelProto, tmp_path: Pat
         assert [node.op_type for node in model.graph] == ["Relu"]
 
 
+def test_sizes_declared_as_minus_one_or_nothing_are_unknown(proto: onnx.ModelProto) -> None:
+    for value, sizes in ((proto.graph.input[0], (-1, 0)), (proto.graph.output[0], (-1, 0))):
+        for dim, size in zip(value.type.tensor_type.shape.dim, sizes, strict=True):
+            dim.dim_value = size
+    model = load(proto)
+    assert [str(d) for d in model.graph.inputs[0].shape or ()] == ["x_0", "x_1"]
+    assert [str(d) for d in model.graph.outputs[0].shape or ()] == ["y_0", "y_1"]
+
+
 @pytest.mark.parametrize("keep", [1, 10, 0.5, -1])
 def test_truncated_file(proto: onnx.ModelProto, tmp_path: Path, keep: float) -> None:
     data = proto.SerializeToString()

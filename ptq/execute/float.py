@@ -70,14 +70,7 @@ class FloatRunner:
             feed = {
                 name: np.ascontiguousarray(x) for name, x in batch.items() if name in self._inputs
             }
-            try:
-                results = session.run(self._fetched, feed)
-            except Exception as error:  # onnxruntime's own classes are private
-                shapes = {name: f"{x.dtype}{list(x.shape)}" for name, x in feed.items()}
-                raise CalibrationError(
-                    f"onnxruntime cannot run the model on {shapes}: {_first_line(error)};"
-                    " check the samples against the model's inputs"
-                ) from error
+            results = _run(session, self._fetched, feed)
             values |= dict(zip(self._fetched, results, strict=True))
         return {name: values[name] for name in self.taps}
 
@@ -114,7 +107,23 @@ class FloatRunner:
 
     def _probe(self, model: ir.Model, batch: Batch, names: Sequence[str]) -> list[Array]:
         session = start_session(model, self._threads)
-        return list(session.run(list(names), dict(batch)))
+        return _run(session, names, batch)
+
+
+def _run(session: onnxruntime.InferenceSession, names: Sequence[str], feed: Batch) -> list[Array]:
+    try:
+        return list(session.run(list(names), dict(feed)))
+    except Exception as error:  # onnxruntime's own classes are private
+        raise cannot_run(feed, _first_line(error)) from error
+
+
+def cannot_run(batch: Batch, reason: str) -> CalibrationError:
+    """The error for samples that the model does not take."""
+    shapes = {name: f"{x.dtype}{list(x.shape)}" for name, x in batch.items()}
+    return CalibrationError(
+        f"onnxruntime cannot run the model on {shapes}: {reason}; check the samples against the "
+        "model's inputs, or give real ones (--calib) where they are invented"
+    )
 
 
 def start_session(model: ir.Model, threads: int) -> onnxruntime.InferenceSession:
@@ -135,7 +144,7 @@ def start_session(model: ir.Model, threads: int) -> onnxruntime.InferenceSession
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     try:
-        if not _needs_file(model):
+        if not needs_file(model):
             return load(ir.to_proto(model).SerializeToString())
         with tempfile.TemporaryDirectory(prefix="ptq-float-") as folder:
             path = Path(folder) / "model.onnx"
@@ -148,7 +157,8 @@ def start_session(model: ir.Model, threads: int) -> onnxruntime.InferenceSession
         ) from error
 
 
-def _needs_file(model: ir.Model) -> bool:
+def needs_file(model: ir.Model) -> bool:
+    """True if the model is too large to be one protobuf."""
     tensors = [value.const_value for value in model.graph.initializers.values()]
     external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
     return external or sum(t.nbytes for t in tensors if t is not None) > LARGEST_PROTO_BYTES
