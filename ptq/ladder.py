@@ -20,6 +20,7 @@ from ptq.execute.float import FloatRunner
 from ptq.integer.lower import lower
 from ptq.passes.context import Batch, Context, Progress
 from ptq.plan import Plan
+from ptq.report.rungs import Rung
 from ptq.targets import TARGETS
 
 _LOG = logging.getLogger("ptq")
@@ -37,21 +38,6 @@ class Step:
     name: str
     stage: Stage
     judged: bool = True
-
-
-@dataclass(frozen=True)
-class Rung:
-    """What a stage came to on held-out samples.
-
-    kl: mean KL divergence of the output distributions in nats, None where no output is one.
-    sqnr_db: of the float outputs. kept: the plan went on with it. seconds: its wall time.
-    """
-
-    name: str
-    kl: float | None
-    sqnr_db: float | None
-    kept: bool
-    seconds: float
 
 
 def climb(

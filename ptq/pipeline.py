@@ -29,7 +29,7 @@ from ptq.histogram import Histogram
 from ptq.integer.lower import lower
 from ptq.integer.outline import Outline, outline
 from ptq.integer.program import Program
-from ptq.ladder import Rung, Step, climb
+from ptq.ladder import Step, climb
 from ptq.model import load
 from ptq.passes.batch_norm_statistics import batch_norm_statistics
 from ptq.passes.choose_activation_grids import ChooseActivationGrids
@@ -44,6 +44,7 @@ from ptq.passes.search_exponent import SearchExponent
 from ptq.plan import Plan
 from ptq.recipe import Effort, Recipe
 from ptq.report import artifact
+from ptq.report.rungs import Rung
 from ptq.report.summary import Report, make_report
 from ptq.targets import TARGETS
 from ptq.targets.names import code_names

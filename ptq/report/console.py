@@ -12,6 +12,7 @@ from rich.table import Table
 from ptq.report.benchmark import Benchmark, Timing
 from ptq.report.comparison import Comparison
 from ptq.report.metrics import Scores
+from ptq.report.rungs import COLUMNS, rung_rows
 from ptq.report.summary import IslandRow, Layer, Report
 from ptq.report.verification import Verification
 
@@ -92,6 +93,9 @@ def print_report(report: Report, console: Console) -> None:
     if report.comparison is not None:
         console.print(f"measured on {report.comparison.samples} samples of {report.measured_on}")
         console.print()
+    if report.ladder:
+        title = "what each stage gained, on held-out calibration samples"
+        print_table(console, title, COLUMNS, rung_rows(report.ladder))
     _print_operators(report.layers, console)
     console.print(certificate_line(report.layers, len(report.islands)))
     print_islands(report.islands, console)

@@ -17,6 +17,7 @@ from ptq.recipe import Recipe
 from ptq.report.benchmark import Benchmark
 from ptq.report.comparison import Comparison
 from ptq.report.flow import reads, title, writes
+from ptq.report.rungs import Rung
 from ptq.report.session import LARGEST_PROTO_BYTES, size_bytes
 
 SCHEMA_VERSION = 1
@@ -66,6 +67,10 @@ class Quantized(Protocol):
     def lints(self) -> tuple[Lint, ...]:
         """What is odd about them."""
 
+    @property
+    def ladder(self) -> tuple[Rung, ...]:
+        """What each stage gained."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -112,6 +117,7 @@ class Report:
 
     float_bytes: of the model as given (its file and external data), else as prepared.
     quantized_bytes: of the emitted model.
+    ladder: what each stage gained on held-out calibration samples.
     measured_on: which data `comparison` was measured on, or "".
     """
 
@@ -126,6 +132,7 @@ class Report:
     islands: tuple[IslandRow, ...]
     certificates: CertificateSummary
     lints: tuple[Lint, ...] = ()
+    ladder: tuple[Rung, ...] = ()
     measured_on: str = ""
     comparison: Comparison | None = None
     latency: Benchmark | None = None
@@ -151,6 +158,7 @@ def make_report(result: Quantized, source: Path | None = None) -> Report:
         islands=island_rows(result.outline),
         certificates=summarise(program.certificates),
         lints=result.lints,
+        ladder=result.ladder,
     )
 
 
