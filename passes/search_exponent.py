@@ -31,19 +31,21 @@ Squares = Mapping[str, npt.NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class SearchExponent:
-    """Choose every weight's grid by the recipe's family; weights of 7 and 8 bits stay uniform.
+    """Choose every weight's grid; weights of 7 and 8 bits stay uniform.
 
-    exponents: a = 1/p to try. samples: how many weigh the errors; mean squares of inputs need far
-    fewer than second moments do.
+    family: which grids; None: the recipe's ('auto' begins with uniform ones). exponents: a = 1/p to
+    try. samples: how many weigh the errors; mean squares need far fewer than second moments do.
     """
 
+    family: GridFamily | None = None
     exponents: tuple[float, ...] = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
     samples: int = 64
 
     def __call__(self, context: Context, plan: Plan) -> Plan:
         """A plan with a grid for every weight that gets one of another shape."""
         units = [u for u in context.outline.weighted if context.weight_bits(u) <= WIDEST]
-        return plan.with_grids(FAMILIES[context.recipe.grid](self, context, plan, units))
+        choose = FAMILIES[self.family or context.recipe.grid]
+        return plan.with_grids(choose(self, context, plan, units))
 
 
 def no_grids(
@@ -91,7 +93,7 @@ FAMILIES: Mapping[GridFamily, Choose] = {
     "uniform": no_grids,
     "power": grid_per_layer,
     "powerquant": one_exponent,
-    "auto": grid_per_layer,
+    "auto": no_grids,
 }
 
 

@@ -317,6 +317,12 @@ def correct_biases(context: Context, plan: Plan) -> Plan:
     return CorrectBias()(context, plan, deploy)
 
 
+def try_power_grids(context: Context, plan: Plan) -> Plan:
+    """Power grids in every layer whose output they cost less than uniform ones."""
+    plan = SearchExponent(family="power")(context, plan)
+    return correct_biases(context, QuantizeWeights()(context, plan))
+
+
 FITTED: tuple[Step, ...] = (
     Step("ranges", choose_activations, judged=False),
     Step("exponents", SearchExponent(), judged=False),
@@ -336,7 +342,8 @@ LEARNED: dict[Effort, tuple[Step, ...]] = {
 
 def steps_of(recipe: Recipe) -> tuple[Step, ...]:
     """The stages of a recipe, in order."""
-    return (*FITTED, *LEARNED[recipe.effort])
+    other = (Step("power grids", try_power_grids),) if recipe.grid == "auto" else ()
+    return (*FITTED, *other, *LEARNED[recipe.effort])
 
 
 @dataclass(frozen=True)

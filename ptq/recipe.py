@@ -35,8 +35,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     precision_map: pattern -> 'w4a8', 'w8', 'a4' or 'float' for single layers (ptq.precision).
     symmetric: weight zero points fixed at mid-range rather than searched per channel.
     grid: shape of the levels of weights of 2 to 6 bits. 'uniform': equally spaced; 'power': an
-        exponent for every layer; 'powerquant': one for all; 'auto': uniform or power, layer by
-        layer, whichever costs its output less.
+        exponent for every layer; 'powerquant': one for all; 'auto': uniform, or power in the layers
+        whose output that costs less, if the network comes nearer to the float one on held-out
+        samples.
     calib_method: how activation ranges are chosen from the histograms.
     rounding: 'gptq' minimises each layer's output error by second-order rounding (needs samples),
         'squant' cancels the errors of each kernel and each channel without samples, 'nearest' takes
