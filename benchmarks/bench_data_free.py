@@ -36,7 +36,8 @@ Case = dict[str, Any]
 
 def ptq_free(case: Case, out: Path) -> None:
     """No samples at all."""
-    recipe = ptq.Recipe.preset(case["precision"]).replace(seed=case["seed"], grid=case["grid"])
+    recipe = ptq.Recipe.preset(case["precision"]).without_samples()
+    recipe = recipe.replace(seed=case["seed"], grid=case["grid"])
     ptq.quantize(SHARED / CASES[case["model"]].model, None, recipe).save(out)
 
 
