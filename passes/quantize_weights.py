@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,11 @@ def quantize_weight(
     return min(trials, key=lambda trial: trial[1])[0]
 
 
-def grids(context: Context, plan: Plan, unit: Unit) -> tuple[Grid, ...]:
+Shape = Grid | tuple[Grid, ...]
+"""One grid, or one for each channel, which differ in their power only."""
+
+
+def grids(context: Context, plan: Plan, unit: Unit) -> tuple[Shape, ...]:
     """The grids to round a weight to: uniform, what the plan found for it, or for 'auto' both."""
     bits = context.weight_bits(unit)
     plain = Grid(bits, symmetric=context.recipe.symmetric or bits == 8)
@@ -89,10 +93,46 @@ def grids(context: Context, plan: Plan, unit: Unit) -> tuple[Grid, ...]:
 
 
 def round_to(
-    context: Context, plan: Plan, unit: Unit, gram: Floats | None, grid: Grid
+    context: Context, plan: Plan, unit: Unit, gram: Floats | None, shape: Shape
 ) -> tuple[WeightPlan, float]:
-    """One layer's weight on one grid, and the error of its output (None: of the weight)."""
+    """One layer's weight on one shape of grid, and its output's error (None: the weight's)."""
     rows = weight_rows(unit).astype(np.float64)
+    if isinstance(shape, Grid):
+        return finished(unit, shape, round_rows(context, plan, unit, rows, gram, shape))
+    found = Rounded.like(rows)
+    for grid in dict.fromkeys(shape):
+        chosen = np.flatnonzero([each == grid for each in shape])
+        own = gram if gram is None or len(gram) == 1 else gram[chosen]
+        found.put(chosen, round_rows(context, plan, unit, rows[chosen], own, grid))
+    weight, error = finished(unit, max(shape, key=shape.count), found)
+    return replace(weight, powers=np.array([grid.power for grid in shape])), error
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """codes: [rows, K] uint8; scale, zero_point, error: [rows]."""
+
+    codes: Codes
+    scale: Floats
+    zero_point: Integers
+    error: Floats
+
+    @staticmethod
+    def like(rows: Floats) -> Rounded:
+        """Room for rows [rows, K]."""
+        n = len(rows)
+        return Rounded(np.zeros(rows.shape, np.uint8), np.ones(n), np.zeros(n, int), np.zeros(n))
+
+    def put(self, chosen: npt.NDArray[np.intp], part: Rounded) -> None:
+        """Fill in some of the rows."""
+        for name in ("codes", "scale", "zero_point", "error"):
+            getattr(self, name)[chosen] = getattr(part, name)
+
+
+def round_rows(
+    context: Context, plan: Plan, unit: Unit, rows: Floats, gram: Floats | None, grid: Grid
+) -> Rounded:
+    """Scales, zero points and codes of some channels of a weight on one grid."""
     snap, pairs = snapping(context, plan, unit), pairs_to_cap(context, plan, unit, grid)
     weighings = (None,) if gram is None else (gram, None)
     searches = [search_scales(rows, grid, g, snap=snap, pairs=pairs) for g in weighings]
@@ -105,15 +145,16 @@ def round_to(
         codes, scale = refine(rows, codes, gram, grid, scale, zero_point, snap)
     codes = capped_codes(codes, zero_point, pairs)
     w_hat = grid.dequantize(codes, scale, zero_point)
-    error = np.square(w_hat - rows) if gram is None else row_errors(rows, w_hat, gram)
-    weight = WeightPlan(
-        grid,
-        unit_axis(unit),
-        scale.astype(np.float32),
-        zero_point.astype(np.int64),
-        in_layout(unit, codes),
-    )
-    return weight, float(error.sum())
+    if gram is None:
+        return Rounded(codes, scale, zero_point, np.square(w_hat - rows).sum(axis=1))
+    return Rounded(codes, scale, zero_point, row_errors(rows, w_hat, gram))
+
+
+def finished(unit: Unit, grid: Grid, found: Rounded) -> tuple[WeightPlan, float]:
+    """The plan of a weight, and the sum of its rows' errors."""
+    scale, zero_point = found.scale.astype(np.float32), found.zero_point.astype(np.int64)
+    codes = in_layout(unit, found.codes)
+    return WeightPlan(grid, unit_axis(unit), scale, zero_point, codes), float(found.error.sum())
 
 
 def by_kernel(unit: Unit, rows: Floats) -> Floats:

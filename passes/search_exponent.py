@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ptq.grid import LARGEST, Grid
 from ptq.integer.units import Unit
 from ptq.integer.weights import unit_pairs
-from ptq.passes.collect_grams import collect_squares, weight_rows
+from ptq.passes.collect_grams import collect_squares, groups, weight_rows
 from ptq.passes.context import Context, Progress
 from ptq.passes.rounding import candidate_grids, shape_errors
 from ptq.plan import Plan
@@ -26,6 +26,7 @@ from ptq.recipe import GridFamily
 WIDEST = 6
 """Bits; more levels than that lie so close that an int8 table rounds them together."""
 
+Shape = Grid | tuple[Grid, ...]
 Squares = Mapping[str, npt.NDArray[np.float64]]
 
 
@@ -50,28 +51,43 @@ class SearchExponent:
 
 def no_grids(
     how: SearchExponent, context: Context, plan: Plan, units: Sequence[Unit]
-) -> dict[str, Grid]:
+) -> dict[str, Shape]:
     """Leave every weight on the affine uniform grid."""
     return {}
 
 
 def grid_per_layer(
     how: SearchExponent, context: Context, plan: Plan, units: Sequence[Unit]
-) -> dict[str, Grid]:
-    """Each layer's best exponent and half offset by its own (weighed) weight error."""
+) -> dict[str, Shape]:
+    """Each layer's best exponent and half offset by its own (weighed) weight error.
+
+    Or each channel's exponent, if the recipe says so; a grouped convolution with several channels a
+    group has one for all, because they are rounded together.
+    """
     squares = input_squares(how, context, units)
-    chosen = {}
+    chosen: dict[str, Shape] = {}
     for done, unit in enumerate(units, 1):
-        grids = candidate_grids(base_grid(context, plan, unit), [1 / a for a in how.exponents])
-        errors = shape_errors(weight_rows(unit), grids, squares.get(unit.name))
-        chosen[unit.name] = grids[int(errors.sum(axis=1).argmin())]
+        rows, base = weight_rows(unit), base_grid(context, plan, unit)
+        grids = candidate_grids(base, [1 / a for a in how.exponents])
+        errors = shape_errors(rows, grids, squares.get(unit.name))
+        best = grids[int(errors.sum(axis=1).argmin())]
+        alone = context.recipe.exponents == "channel" and groups(unit) in (1, len(rows))
+        chosen[unit.name] = best_of_each(grids, errors, best) if alone else best
         context.report(Progress("search exponents", done, len(units), unit.name))
     return chosen
 
 
+def best_of_each(
+    grids: Sequence[Grid], errors: npt.NDArray[np.float64], layer: Grid
+) -> tuple[Grid, ...]:
+    """Every channel's own exponent: errors [grids, channels]; the half offset is the layer's."""
+    cost = np.where([[grid.half == layer.half] for grid in grids], errors, np.inf)
+    return tuple(grids[int(index)] for index in cost.argmin(axis=0))
+
+
 def one_exponent(
     how: SearchExponent, context: Context, plan: Plan, units: Sequence[Unit]
-) -> dict[str, Grid]:
+) -> dict[str, Shape]:
     """PowerQuant (arXiv 2301.09858): symmetric, nothing clipped, one exponent for all layers.
 
     It minimises the sum over layers of ||W - W^||_2, without samples.
@@ -87,7 +103,7 @@ def one_exponent(
     return {name: replace(base, power=power) for name, base in bases.items()}
 
 
-Choose = Callable[[SearchExponent, Context, Plan, Sequence[Unit]], dict[str, Grid]]
+Choose = Callable[[SearchExponent, Context, Plan, Sequence[Unit]], dict[str, Shape]]
 
 FAMILIES: Mapping[GridFamily, Choose] = {
     "uniform": no_grids,

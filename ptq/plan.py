@@ -53,6 +53,7 @@ class WeightPlan:
     scale: [channels] float32, zero_point: [channels] int64.
     codes: uint8 of the weight's shape, or None while only grid and scales are chosen.
     block_size: input elements that share a block multiplier; 0 is one block a channel.
+    powers: [channels] float64, the exponent of each channel's levels, or None: `grid.power` in all.
     block_multiplier: [channels, blocks] int8 or None (all ones): an integer second level of scale
         (VS-Quant, arXiv 2102.04503), so that per-group scales run as plain int8 weights.
     """
@@ -64,6 +65,7 @@ class WeightPlan:
     codes: Codes | None = None
     block_size: int = 0
     block_multiplier: npt.NDArray[np.int8] | None = None
+    powers: npt.NDArray[np.float64] | None = None
 
     def require_codes(self) -> Codes:
         """The codes; a plan without them is not finished."""
@@ -71,10 +73,23 @@ class WeightPlan:
             raise InvalidModelError("plan: weights without codes; run a rounding pass first")
         return self.codes
 
+    @property
+    def uniform(self) -> bool:
+        """True if the levels of all channels are equally spaced."""
+        return self.grid.uniform and self.powers is None
+
+    def tables(self) -> npt.NDArray[np.int8]:
+        """The decode table of every channel: [channels, 2^bits] int8."""
+        if self.powers is None:
+            return self.grid.tables(self.zero_point)
+        shapes = zip(self.powers, self.zero_point, strict=True)
+        return np.stack([replace(self.grid, power=float(p)).table(int(z)) for p, z in shapes])
+
     def decode(self) -> npt.NDArray[np.int8]:
         """The int8 weight that the integer program multiplies with, of the weight's shape."""
         codes = np.moveaxis(self.require_codes(), self.axis, 0)
-        rows = self.grid.decode(codes, self.zero_point).reshape(len(codes), -1)
+        index = codes.reshape(len(codes), -1).astype(np.intp)
+        rows = np.take_along_axis(self.tables(), index, axis=1)
         if self.block_multiplier is not None:
             factor = np.repeat(self.block_multiplier, self.block_size, axis=1)[:, : rows.shape[1]]
             rows = (rows.astype(np.int16) * factor).astype(np.int8)
@@ -94,13 +109,14 @@ class Plan:
     activations: float value name -> ActivationPlan.
     weights: unit name -> WeightPlan.
     biases: unit name -> [channels] float64, corrected; units without an entry keep the model's.
-    grids: unit name -> the grid that its weight is to be quantised to, where one was searched.
+    grids: unit name -> the grid that its weight is to be quantised to, where one was searched, or
+        one for each channel, which differ in their power only.
     """
 
     activations: Mapping[str, ActivationPlan] = field(default_factory=dict)
     weights: Mapping[str, WeightPlan] = field(default_factory=dict)
     biases: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-    grids: Mapping[str, Grid] = field(default_factory=dict)
+    grids: Mapping[str, Grid | tuple[Grid, ...]] = field(default_factory=dict)
 
     def with_activations(self, changes: Mapping[str, ActivationPlan]) -> Plan:
         """A copy with these activations replaced or added."""
@@ -114,7 +130,7 @@ class Plan:
         """A copy with these biases replaced or added."""
         return replace(self, biases={**self.biases, **changes})
 
-    def with_grids(self, changes: Mapping[str, Grid]) -> Plan:
+    def with_grids(self, changes: Mapping[str, Grid | tuple[Grid, ...]]) -> Plan:
         """A copy with these grids of weights replaced or added."""
         return replace(self, grids={**self.grids, **changes})
 
@@ -127,7 +143,7 @@ class Plan:
             "version": PLAN_VERSION,
             "activations": {},
             "weights": {},
-            "grids": {name: asdict(grid) for name, grid in self.grids.items()},
+            "grids": {name: _records(grid) for name, grid in self.grids.items()},
         }
         for name, act in self.activations.items():
             record = asdict(act)
@@ -138,7 +154,7 @@ class Plan:
                 "axis": weight.axis,
                 "block_size": weight.block_size,
             }
-            for key in ("scale", "zero_point", "codes", "block_multiplier"):
+            for key in ("scale", "zero_point", "codes", "block_multiplier", "powers"):
                 if getattr(weight, key) is not None:
                     arrays[f"{key}:{name}"] = np.ascontiguousarray(getattr(weight, key))
         arrays |= {f"bias:{name}": np.ascontiguousarray(b) for name, b in self.biases.items()}
@@ -179,9 +195,18 @@ class Plan:
                     codes=arrays.get(f"codes:{name}"),
                     block_size=r["block_size"],
                     block_multiplier=arrays.get(f"block_multiplier:{name}"),
+                    powers=arrays.get(f"powers:{name}"),
                 )
                 for name, r in scalars["weights"].items()
             },
             biases={k.removeprefix("bias:"): v for k, v in arrays.items() if k.startswith("bias:")},
-            grids={name: Grid(**grid) for name, grid in scalars["grids"].items()},
+            grids={name: _grids(found) for name, found in scalars["grids"].items()},
         )
+
+
+def _records(grid: Grid | tuple[Grid, ...]) -> Any:
+    return asdict(grid) if isinstance(grid, Grid) else [asdict(each) for each in grid]
+
+
+def _grids(found: Any) -> Grid | tuple[Grid, ...]:
+    return Grid(**found) if isinstance(found, dict) else tuple(Grid(**each) for each in found)

@@ -38,6 +38,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         exponent for every layer; 'powerquant': one for all; 'auto': uniform, or power in the layers
         whose output that costs less, if the network comes nearer to the float one on held-out
         samples.
+    exponents: of power grids, one a 'layer' or one an output 'channel'.
     calib_method: how activation ranges are chosen from the histograms.
     rounding: 'gptq' minimises each layer's output error by second-order rounding (needs samples),
         'squant' cancels the errors of each kernel and each channel without samples, 'nearest' takes
@@ -60,6 +61,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     precision_map: dict[str, str] = {}
     symmetric: bool = False
     grid: GridFamily = "uniform"
+    exponents: Literal["layer", "channel"] = "layer"
     calib_method: Method = "mse"
     rounding: Rounding = "gptq"
     bias_correction: bool = True

@@ -36,4 +36,4 @@ def family(plan: WeightPlan) -> Family:
     """'blocks' if groups of inputs have multipliers, 'table' if levels are not plain integers."""
     if plan.block_multiplier is not None:
         return "blocks"
-    return "uniform" if plan.grid.uniform and not plan.grid.half else "table"
+    return "uniform" if plan.uniform and not plan.grid.half else "table"

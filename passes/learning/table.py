@@ -36,14 +36,14 @@ class TableLatent:
         start = plan.require_codes().astype(np.float64)
         latent = np.clip(fractional_codes(layer), start - NEAR, start + NEAR)
         self.latent = torch.tensor(latent.astype(np.float32), device=device, requires_grad=True)
-        zero_points, row = np.unique(plan.zero_point, return_inverse=True)
+        _, first, row = np.unique(plan.tables(), axis=0, return_index=True, return_inverse=True)
         self.offset = torch.tensor(plan.grid.size * layer.by_channel(row), device=device).long()
-        self.levels = Levels(plan.grid, zero_points, device)
+        self.levels = Levels(plan, first, device)
         self.top = plan.grid.size - 1
 
     def parameters(self) -> Mapping[str, Tensor]:
         """The latents, and the exponent where the levels have one."""
-        exponent = {} if self.layer.plan.grid.uniform else {"exponent": self.levels.theta}
+        exponent = {"exponent": self.levels.theta} if self.levels.moves else {}
         return {"codes": self.latent, **exponent}
 
     def weight(self) -> Tensor:
@@ -74,14 +74,17 @@ class TableLatent:
 
 
 class Levels:
-    """The int8 tables of one grid for several zero points, as a function of theta = log p.
+    """The int8 tables of some channels of a plan, as a function of theta = log p.
 
     Levels are divided by their largest magnitude, so that the exponent does not move the scale.
+    Exponents that differ by channel, and uniform levels, stay as they are.
     """
 
-    def __init__(self, grid: Grid, zero_points: np.ndarray, device: torch.device) -> None:
-        self.start, self.zero_points = grid, zero_points
-        position = np.arange(grid.size) - zero_points[:, None] + (0.5 if grid.half else 0.0)
+    def __init__(self, plan: WeightPlan, channels: np.ndarray, device: torch.device) -> None:
+        grid, self.zero_points = plan.grid, plan.zero_point[channels]
+        self.start, self.moves = grid, not grid.uniform and plan.powers is None
+        self.fixed = torch.tensor(plan.tables()[channels].astype(np.float64), device=device)
+        position = np.arange(grid.size) - self.zero_points[:, None] + (0.5 if grid.half else 0.0)
         self.sign = torch.tensor(np.sign(position), device=device)
         magnitude = np.where(position == 0, 1.0, np.abs(position))  # log 0 never arises
         self.log = torch.tensor(np.log(magnitude), device=device)
@@ -91,39 +94,45 @@ class Levels:
         self.valid = self.theta.item()
 
     def real(self) -> Tensor:
-        """The levels before they are rounded to int8: [zero points, 2^bits] float64.
+        """The levels before they are rounded to int8: [tables, 2^bits] float64.
 
         T_k = end sign(k) |k|^p / max |k|^p, so dT/dp = T_k (ln |k| - ln max |k|).
         """
-        if self.start.uniform:
-            tables = self.start.tables(self.zero_points).astype(np.float64)
-            return torch.tensor(tables, device=self.log.device)
+        if not self.moves:
+            return self.fixed
         furthest = self.log.amax(dim=1, keepdim=True)
         return self.start.end * self.sign * (self.theta.exp() * (self.log - furthest)).exp()
 
     def table(self) -> Tensor:
         """The int8 levels, float32, with the gradient of the real ones."""
         real = self.real()
+        if not self.moves:
+            return real.float()
         exact = torch.tensor(self.grid().tables(self.zero_points).astype(np.float64))
         return (real + (exact.to(real.device) - real).detach()).float()
 
     def grid(self) -> Grid:
         """The grid of the present exponent."""
-        return replace(self.start, power=self._power(self.theta.item()))
+        if not self.moves:
+            return self.start
+        return replace(self.start, power=_power(self.theta.item()))
 
     def settle(self) -> None:
         """Back to the last exponent in 1 .. LARGEST_POWER whose levels are distinct in int8."""
+        if not self.moves:
+            return
         theta = min(max(self.theta.item(), 0.0), math.log(LARGEST_POWER))
         try:
-            replace(self.start, power=self._power(theta)).tables(self.zero_points)
+            replace(self.start, power=_power(theta)).tables(self.zero_points)
             self.valid = theta
         except RecipeError:
             theta = self.valid
         self.theta.data.fill_(theta)
 
-    def _power(self, theta: float) -> float:
-        # a grid that starts with power levels never becomes a uniform one, whose table is another
-        return self.start.power if self.start.uniform else max(math.exp(theta), 1.0 + 1e-9)
+
+def _power(theta: float) -> float:
+    """Never exactly 1: a grid that starts with power levels keeps its table's scale."""
+    return max(math.exp(theta), 1.0 + 1e-9)
 
 
 def fractional_codes(layer: Layer) -> np.ndarray:
@@ -133,7 +142,7 @@ def fractional_codes(layer: Layer) -> np.ndarray:
     """
     plan = layer.plan
     rows = np.moveaxis(layer.exact.astype(np.float64), plan.axis, 0)
-    tables = plan.grid.tables(plan.zero_point).astype(np.float64)
+    tables = plan.tables().astype(np.float64)
     codes = np.arange(-1, plan.grid.size + 1, dtype=np.float64)
     found = np.empty_like(rows)
     for row, (values, table) in enumerate(zip(rows, tables, strict=True)):

@@ -53,8 +53,9 @@ class Levels:
     def decode(self, codes: Array) -> Array:
         """Values of the codes: [rows] or [rows, n] -> the same shape."""
         if self.values is not None:
-            index = codes.astype(np.intp).reshape(len(codes), -1)
-            return np.take_along_axis(self.values, index, axis=1).reshape(codes.shape)
+            first = self.grid.size * np.arange(len(codes))
+            index = codes.astype(np.intp) + (first if codes.ndim == 1 else first[:, None])
+            return np.asarray(self.values.reshape(-1)[index])
         scale, offset = self._along(codes, self.scale), self._along(codes, self.zero_point)
         if self.grid.half:
             return (2.0 * (codes - offset) + 1.0) * scale

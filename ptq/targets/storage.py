@@ -103,14 +103,14 @@ def _worth_packing(stored: WeightPlan | None) -> bool:
         return False
     grid, zero = stored.grid, stored.zero_point
     planes = PLANES.get(grid.bits)
-    if planes is None or (grid.uniform and np.abs(2 * zero - 1).max() > 127):
+    if planes is None or (stored.uniform and np.abs(2 * zero - 1).max() > 127):
         return False
     codes = stored.require_codes()
     packed = codes.size * sum(planes) // 8 + 3 * len(planes) * NODE_BYTES
-    if grid.uniform:
+    if stored.uniform:
         packed += len(zero) * (len(np.unique(zero)) > 1)
     else:
-        tables = len(np.unique(zero))
+        tables = len(np.unique(stored.tables(), axis=0))
         packed += tables * grid.size + 4 * len(zero) * (tables > 1)
     if stored.block_multiplier is not None:
         packed += stored.block_multiplier.size + 4 * codes.size // len(zero)
@@ -130,11 +130,11 @@ def _levels(b: Builder, stored: WeightPlan, codes: npt.NDArray[np.uint8], axis: 
     signed = _signed(stored, codes, axis)
     if signed is not None:
         return _cast(b, b.constant(signed, signed.dtype, "w"), ir.DataType.INT8)
-    if grid.uniform:
+    if stored.uniform:
         levels = _unpack(b, codes, grid.bits, ir.DataType.INT8)
         return _subtract(b, levels, zero.reshape(channel), grid.half)
     index = _unpack(b, codes, grid.bits, ir.DataType.INT32)
-    tables, row = np.unique(grid.tables(zero), axis=0, return_inverse=True)
+    tables, row = np.unique(stored.tables(), axis=0, return_inverse=True)
     if len(tables) > 1:
         offset = (row.reshape(channel) * grid.size).astype(np.int32)
         index = b.node("Add", [index, store_integers(b, offset, "z")], None, "d")
@@ -147,7 +147,9 @@ def _signed(
 ) -> npt.NDArray[np.generic] | None:
     """The levels themselves in two or four bits, where all of them fit."""
     (width, *others) = PLANES[stored.grid.bits]
-    rows = stored.grid.decode(np.moveaxis(codes, axis, 0), stored.zero_point)
+    index = np.moveaxis(codes, axis, 0).astype(np.intp)
+    rows = np.take_along_axis(stored.tables(), index.reshape(len(index), -1), axis=1)
+    rows = rows.reshape(index.shape)
     half = 1 << (width - 1)
     if others or rows.min() < -half or rows.max() >= half:
         return None

@@ -37,7 +37,7 @@ def layer_of(grid: Grid, seed: int = 0) -> Layer:
 
 @pytest.mark.parametrize("grid", [g for g in GRIDS if not g.uniform])
 def test_derivative_of_the_levels_is_the_finite_difference(grid: Grid) -> None:
-    levels = Levels(grid, np.array([grid.middle - 1, grid.middle]), CPU)
+    levels = Levels(layer_of(grid).plan, np.array([0, 1]), CPU)
     (slope,) = torch.autograd.functional.jacobian(
         lambda theta: at(levels, theta), (levels.theta.detach(),)
     )
@@ -55,9 +55,9 @@ def at(levels: Levels, theta: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_real_levels_round_to_the_table(grid: Grid) -> None:
-    levels = Levels(grid, zero_points := np.array([grid.middle, grid.middle - 1]), CPU)
-    found = levels.real().detach().round().numpy()
-    np.testing.assert_array_equal(found, grid.tables(zero_points))
+    plan = layer_of(grid).plan
+    found = Levels(plan, np.array([0, 1]), CPU).real().detach().round().numpy()
+    np.testing.assert_array_equal(found, plan.tables()[:2])
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -74,7 +74,7 @@ def test_gradient_of_a_latent_is_the_chord_of_its_interval() -> None:
     layer = layer_of(GRIDS[0])
     variable = TableLatent(layer, CPU)
     variable.weight().sum().backward()
-    tables = layer.plan.grid.tables(layer.plan.zero_point).astype(float)
+    tables = layer.plan.tables().astype(float)
     chords = np.diff(tables, axis=1)
     below = np.clip(np.floor(variable.latent.detach().numpy()), 0, layer.plan.grid.size - 2)
     wanted = np.take_along_axis(chords, below.astype(int), axis=1)
@@ -84,7 +84,7 @@ def test_gradient_of_a_latent_is_the_chord_of_its_interval() -> None:
 
 def test_fractional_codes_interpolate_the_table() -> None:
     layer = layer_of(GRIDS[1])
-    tables = layer.plan.grid.tables(layer.plan.zero_point).astype(float)
+    tables = layer.plan.tables().astype(float)
     exact = np.zeros((6, 10))
     exact[:, 0], exact[:, 1] = tables[:, 2], (tables[:, 2] + tables[:, 3]) / 2
     exact[:, 2], exact[:, 3] = 1e4, -1e4
@@ -124,7 +124,7 @@ def test_the_exponent_is_found_by_its_gradient(grid: Grid) -> None:
 
 
 def test_an_exponent_that_merges_levels_is_taken_back() -> None:
-    levels = Levels(Grid(6, power=1.1), np.array([32]), CPU)
+    levels = Levels(layer_of(Grid(6, power=1.1)).plan, np.array([0]), CPU)
     levels.theta.data.fill_(0.8)
     levels.settle()
     assert levels.grid() == Grid(6, power=levels.grid().power)

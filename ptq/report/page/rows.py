@@ -78,7 +78,10 @@ def _grid(stored: WeightPlan | None) -> str:
     if stored is None:
         return "int8"
     grid = stored.grid
-    shape = "uniform" if grid.uniform else f"power {grid.power:.3g}"
+    powers = stored.powers if stored.powers is not None else np.array([grid.power])
+    low, high = f"{powers.min():.3g}", f"{powers.max():.3g}"
+    power = f"power {low}" if low == high else f"power {low} to {high}"
+    shape = "uniform" if stored.uniform else power
     zero = "half levels" if grid.half else "symmetric" if grid.symmetric else "zero point"
     blocks = f", blocks of {stored.block_size}" if stored.block_size else ""
     return f"{shape}, {zero}{blocks}"
@@ -103,17 +106,19 @@ def _sqnr_db(exact: tuple[Floats, int], stored: WeightPlan) -> float | None:
 def weight_bars(exact: tuple[Floats, int], stored: WeightPlan) -> Bars | None:
     """The float weights in units of their channel's scale, and the levels of the decode table.
 
-    Channels differ in their zero point; those that share the commonest one are drawn.
+    Channels differ in their table; those that share the commonest one are drawn.
     """
     weight, axis = exact
     if weight.shape != stored.require_codes().shape:
         return None
     rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-    points, counts = np.unique(stored.zero_point, return_counts=True)
-    common = points[counts.argmax()]
-    chosen = stored.zero_point == common
+    tables, table, counts = np.unique(
+        stored.tables(), axis=0, return_inverse=True, return_counts=True
+    )
+    common = int(counts.argmax())
+    chosen = table.reshape(-1) == common
     values = rows[chosen] / stored.scale[chosen, None].astype(np.float64)
-    levels = stored.grid.table(int(common)).astype(float)
+    levels = tables[common].astype(float)
     low, high = min(values.min(), levels.min() - 0.5), max(values.max(), levels.max() + 0.5)
     heights, _ = np.histogram(values, bins=_BINS, range=(low, high))
     unit = f"weight / scale, {int(chosen.sum())} of {len(rows)} channels"
