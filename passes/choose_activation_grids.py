@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ptq.grid import Grid
+from ptq.grid import WIDE_BITS, Grid
 from ptq.histogram import Histogram
 from ptq.integer.claims import constant
 from ptq.integer.units import Outline, Site
@@ -47,7 +47,12 @@ class ChooseActivationGrids:
             low, high = (
                 (0.0, 0.0)
                 if histogram is None
-                else choose_range(histogram, method, site.bits, limits=site.limits)
+                else choose_range(
+                    histogram,
+                    method if site.bits < WIDE_BITS else "minmax",
+                    site.bits,
+                    limits=site.limits,
+                )
             )
             chosen[site.name] = affine_grid(low, high, site)
         return plan.with_activations(_lend_concat_grids(outline, chosen))

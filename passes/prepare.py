@@ -27,6 +27,7 @@ from ptq.passes.rewriting import Rewrite
 from ptq.passes.simplify import FIRST_IR_VERSION, infer_shapes, simplify
 from ptq.passes.simplify_child import TARGET_OPSET
 from ptq.passes.sink_scalars import sink_scalars
+from ptq.passes.split_norms import split_norms
 from ptq.passes.write_mask_as_where import write_mask_as_where
 from ptq.passes.write_pads import write_pads
 from ptq.passes.write_resize_as_matmul import write_resize_as_matmul
@@ -48,6 +49,7 @@ REWRITES: tuple[Rewrite, ...] = (
     divide_by_multiplying,
     write_mask_as_where,
     sink_scalars,
+    split_norms,
 )
 """Run in this order, over and over until none changes anything."""
 

@@ -14,6 +14,7 @@ table, so simulation and integer execution are the same numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,14 @@ Floats = npt.NDArray[np.floating]
 Integers = npt.NDArray[np.integer]
 
 WEIGHT_BITS = range(2, 9)
+WIDE_BITS = 16
+"""Of activations that are only added and normalised."""
 LARGEST = 127
+
+
+def container(high: int) -> Any:
+    """The unsigned type that holds codes up to `high`."""
+    return np.uint8 if high <= np.iinfo(np.uint8).max else np.uint16
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Grid:
     end: int = LARGEST
 
     def __post_init__(self) -> None:
-        if self.bits not in WEIGHT_BITS:
+        if self.bits not in (*WEIGHT_BITS, WIDE_BITS):
             raise RecipeError(f"grid: got {self.bits} bits; wanted 2 to 8: choose a width in it")
         if not self.power >= 1.0:
             raise RecipeError(f"grid: got power {self.power}; wanted at least 1 (p = 1/a)")

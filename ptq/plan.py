@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ptq.errors import InvalidModelError
-from ptq.grid import Codes, Grid
+from ptq.grid import Codes, Grid, container
 
 PLAN_VERSION = 1
 
@@ -25,8 +25,8 @@ PLAN_VERSION = 1
 class ActivationPlan:
     """An affine activation: value = scale * (code - zero_point), code in low .. high.
 
-    The codes live in uint8 containers whatever `grid.bits` is. zero_point is even, so that adding
-    it before or after rounding half to even is the same function.
+    The codes live in uint8 containers, or in uint16 ones if there are more than 256. zero_point is
+    even, so that adding it before or after rounding half to even is the same function.
     """
 
     grid: Grid
@@ -35,10 +35,15 @@ class ActivationPlan:
     low: int = 0
     high: int = 255
 
+    @property
+    def dtype(self) -> Any:
+        """The container of the codes."""
+        return container(self.high)
+
     def quantize(self, x: npt.ArrayLike) -> Codes:
         """Codes as onnxruntime's QuantizeLinear makes them: float32 division, half to even."""
         codes = np.rint(np.asarray(x, np.float32) / self.scale) + np.float32(self.zero_point)
-        return np.asarray(np.clip(codes, self.low, self.high), np.uint8)
+        return np.asarray(np.clip(codes, self.low, self.high), self.dtype)
 
     def dequantize(self, codes: Codes) -> npt.NDArray[np.float32]:
         """Values of the codes, float32."""

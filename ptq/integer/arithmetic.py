@@ -12,11 +12,15 @@ it for every accumulator; beyond it both sides saturate, because both are monoto
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ptq.grid import container
+
 FLOAT_BITS = 24
+DOUBLE_BITS = 52
 MAX_SHIFT = 30
 INT32_LIMIT = 2**31
 FARTHEST_NEIGHBOUR = 16
@@ -36,27 +40,35 @@ class Requantizer:
     high: int = 255
 
     @property
+    def dtype(self) -> Any:
+        """The container of the codes."""
+        return container(self.high)
+
+    @property
     def ratio(self) -> npt.NDArray[np.float32]:
         """M / 2^S: exactly representable in float32."""
         return np.asarray(self.multiplier / np.exp2(self.shift), np.float32)
 
     def apply(self, acc: npt.NDArray[np.int64], axis: int | None = None) -> npt.NDArray[np.uint8]:
-        """Requantise integers exactly: acc int64 -> uint8 of the same shape."""
+        """Requantise integers exactly: acc int64 -> codes of the same shape."""
         multiplier, shift = self.multiplier, self.shift
         if multiplier.ndim and axis is not None:
             shape = [1] * acc.ndim
             shape[axis] = -1
             multiplier, shift = multiplier.reshape(shape), shift.reshape(shape)
         rounded = shift_half_even(acc * multiplier, shift)
-        return np.asarray(np.clip(rounded + self.zero_point, self.low, self.high), np.uint8)
+        return np.asarray(np.clip(rounded + self.zero_point, self.low, self.high), self.dtype)
 
     def simulate(
         self, acc: npt.NDArray[np.int64], axis: int | None = None
     ) -> npt.NDArray[np.uint8]:
         """The same by float32 product and rint, as float runtimes compute it.
 
-        Equal to `apply` wherever the certificate says exact; that is what tests compare.
+        Equal to `apply` wherever the certificate says exact; that is what tests compare. Codes of
+        16 bits are made in float64, which is exact.
         """
+        if self.dtype is not np.uint8:
+            return self.apply(acc, axis)
         ratio = self.ratio
         if ratio.ndim and axis is not None:
             shape = [1] * acc.ndim
@@ -78,10 +90,14 @@ def shift_half_even(
 
 
 def exact_shift(zero_point: int, low: int = 0, high: int = 255) -> int:
-    """The largest S whose products are exact in float32 for every unsaturated result."""
+    """The largest S whose products are exact for every unsaturated result.
+
+    In float32, or in float64 if the codes have 16 bits.
+    """
+    bits = FLOAT_BITS if container(high) is np.uint8 else DOUBLE_BITS
     reach = max(high - zero_point, zero_point - low, 1) + 0.5
     shift = 0
-    while reach * 2.0 ** (shift + 1) < 2**FLOAT_BITS and shift < MAX_SHIFT:
+    while reach * 2.0 ** (shift + 1) < 2**bits and shift < MAX_SHIFT:
         shift += 1
     return shift
 

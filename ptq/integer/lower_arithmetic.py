@@ -9,7 +9,14 @@ import numpy.typing as npt
 
 from ptq.errors import UnsupportedModelError
 from ptq.integer import claims
-from ptq.integer.arithmetic import Requantizer, exact_shift, onnx_ratio, short_multiplier
+from ptq.integer.arithmetic import (
+    DOUBLE_BITS,
+    FLOAT_BITS,
+    Requantizer,
+    exact_shift,
+    onnx_ratio,
+    short_multiplier,
+)
 from ptq.integer.lowering import Lowering
 from ptq.integer.pairs import Pairs, convolution_pairs
 from ptq.integer.program import Add, Certificate, Convolve, Gemm, MatMul, Mean, Multiply
@@ -111,9 +118,10 @@ def lower_add(state: Lowering, unit: Unit) -> None:
     y = state.write(unit.output)
     sign = -1 if unit.node.op_type == "Sub" else 1
     ratios = float(a.scale) / float(y.scale), sign * float(b.scale) / float(y.scale)
-    reach = 256.0 * (1 + abs(ratios[0]) + abs(ratios[1]))
-    shift = 0
-    while reach * 2.0 ** (shift + 1) < 2**24 and shift < 20:
+    wide = any(grid.dtype is not np.uint8 for grid in (a, b, y))
+    reach = (2.0**16 if wide else 256.0) * (1 + abs(ratios[0]) + abs(ratios[1]))
+    shift, bits = 0, DOUBLE_BITS - 2 if wide else FLOAT_BITS
+    while reach * 2.0 ** (shift + 1) < 2**bits and shift < 20:
         shift += 1
     first, second = (round(r * 2**shift) for r in ratios)
     requantizer = Requantizer(
@@ -129,8 +137,9 @@ def lower_add(state: Lowering, unit: Unit) -> None:
             requantizer,
         )
     )
-    bound = 255 * (abs(first) + abs(second))
-    state.certificates.append(Certificate(unit.name, bound, True, True))
+    bound = max(a.high, b.high) * (abs(first) + abs(second))
+    note = "in 64 bits, below 2^53" if wide else ""
+    state.certificates.append(Certificate(unit.name, bound, True, True, note))
 
 
 def lower_multiply(state: Lowering, unit: Unit) -> None:

@@ -7,6 +7,9 @@ With d = code - zero_point of the input, n elements a row, s and s' the scales o
 
     (x - mean) / sqrt(variance + epsilon) = u sqrt(n) / sqrt(S + E)   in both cases
 
+Of 16-bit codes the squares of n d would not fit: the mean is rounded to a code, u = d - mean, and S
+and E are as without centring.
+
 so that output = u * inverse * gain[c] + offset[c], in steps of 2^-fraction, where
 
     root = isqrt(S 4^t + E 4^t),  inverse = 2^K // root
@@ -34,7 +37,7 @@ from ptq.plan import ActivationPlan
 EXACT_BITS = 52
 INVERSE_BITS = 41  # root < 2^26, so an inverse has at least 15 bits
 GAIN_BITS = 20
-MAX_FRACTION = 42  # a zero point joins the offset, in 50 bits
+ZERO_POINT_BITS = 50  # a zero point joins the offset
 
 
 def lower_norm(state: Lowering, unit: Unit) -> None:
@@ -58,15 +61,16 @@ def lower_norm(state: Lowering, unit: Unit) -> None:
         )
     )  # fmt: skip
     note = "sums in 64 bits, below 2^53"
-    state.certificates.append(Certificate(unit.name, 255 * n, True, True, note))
+    state.certificates.append(Certificate(unit.name, x.high * n, True, True, note))
 
 
 def _spread(norm: Norm, x: ActivationPlan, n: int) -> tuple[int, float]:
     """The largest S, and E."""
-    if norm.centred:
+    if norm.centred and x.dtype is np.uint8:
         largest, unit = n**3 * (x.high - x.low) ** 2 // 4, n**3
     else:
-        largest, unit = n * max(x.high - x.zero_point, x.zero_point - x.low) ** 2, n
+        reach = max(x.high - x.zero_point, x.zero_point - x.low)
+        largest, unit = n * (x.high if norm.centred else reach) ** 2, n
     room = 2**EXACT_BITS - 1 - largest
     return largest, min(norm.epsilon * unit / float(x.scale) ** 2, room - 1)
 
@@ -83,7 +87,7 @@ def _affine(
         (2.0 ** (EXACT_BITS - 1), np.abs(norm.bias).max() / step),
     ]
     fits = [math.floor(math.log2(room / most)) for room, most in rooms if most > 0]
-    fraction = max(min([MAX_FRACTION, *fits]), 0)
+    fraction = max(min([ZERO_POINT_BITS - y.high.bit_length(), *fits]), 0)
     return (
         np.rint(gain * 2.0**fraction).astype(np.int64),
         np.rint(norm.bias / step * 2.0**fraction).astype(np.int64),

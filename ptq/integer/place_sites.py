@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from ptq.grid import WIDE_BITS
 from ptq.integer.claims import is_activation
 from ptq.integer.layer_precision import MULTIPLIES, activation_bits
 from ptq.integer.units import Island, Outline, Site, Unit, name_of
@@ -72,6 +73,8 @@ def place_sites(items: tuple[Unit | Island, ...], model: ir.Model, recipe: Recip
                 if unit.kind == "softmax":
                     fixed.add(name)
     bits = _widths(units, aliases, recipe)
+    if recipe.residual_bits == WIDE_BITS:
+        bits |= dict.fromkeys(_wide(units, aliases, model), WIDE_BITS)
     said = _widths([u for u in units if u.precision.activation_bits], aliases, recipe)
     unbounded = (-float("inf"), float("inf"))
     sites = {
@@ -102,6 +105,29 @@ def _widths(units: list[Unit], aliases: Mapping[str, str], recipe: Recipe) -> di
             site = aliases.get(name, name)
             bits[site] = min(bits.get(site, 8), wanted)
     return bits
+
+
+def _wide(units: list[Unit], aliases: Mapping[str, str], model: ir.Model) -> set[str]:
+    """Sums, products and norms that norms read, or additions that lead to one, and nobody else.
+
+    That is the residual stream of a transformer: a few of its channels are hundreds of times
+    larger than the others, and the norm takes them apart again.
+    """
+    readers: dict[str, list[Unit]] = {}
+    for unit in units:
+        for name in unit.inputs if unit.kind != "move" else ():
+            readers.setdefault(aliases.get(name, name), []).append(unit)
+    kept = {aliases.get(name_of(v), name_of(v)) for v in model.graph.outputs}
+    found: set[str] = set()
+    for unit in reversed(units):
+        reading = readers.get(unit.output, []) if unit.kind in ("gemm", "add", "norm") else []
+        bounded = unit.clamp != (-float("inf"), float("inf"))
+        if unit.output in kept or not reading or bounded:
+            continue
+        normed = [r.kind == "norm" or (r.kind == "add" and r.output in found) for r in reading]
+        if any(normed) and all(r.kind in ("norm", "add") for r in reading):
+            found.add(unit.output)
+    return found
 
 
 def _edge_input_bits(recipe: Recipe) -> int:

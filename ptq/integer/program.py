@@ -1,6 +1,6 @@
 """The integer program: the one meaning of a quantised network.
 
-A program is a list of steps over two kinds of values. *Codes* are uint8 tensors with an
+A program is a list of steps over two kinds of values. *Codes* are uint8 or uint16 tensors with an
 `ActivationPlan`; *raw* values are what the float model has at its boundary, its shape arithmetic,
 and whatever stays a float island. A value keeps the float graph's name in both kinds.
 Steps are plain data; the numpy reference and every target have one function for each class.
@@ -183,6 +183,7 @@ class Normalize:
     """Layer norm (`centred`) or RMS norm of the last axis, of n elements; d = input - zero_point.
 
     centred: u = n d - sum d, S = n (n sum d^2 - (sum d)^2); else u = d, S = sum d^2.
+    Of 16-bit codes the mean is rounded: u = d - floor(sum d / n + 1/2) if centred, S = sum u^2.
     root = max(1, isqrt(S * 4^shift + epsilon)), inverse = 2^inverse_bits // root,
     output = requantize(u * inverse * gain + offset).
     No product reaches 2^53, nothing under the root 2^52 (see lower_norm.py, also for the numbers).

@@ -166,7 +166,9 @@ def _matmul(values: _Values, step: MatMul) -> None:
 def _add(values: _Values, step: Add) -> None:
     first, second = step.multipliers
     acc = values.centred(step.a) * first + values.centred(step.b) * second
-    values.codes[step.output] = values.requantize(step.requantizer, acc, None)
+    wide = any(values.codes[name].dtype != np.uint8 for name in (step.a, step.b))
+    requantize = Requantizer.apply if wide else values.requantize
+    values.codes[step.output] = requantize(step.requantizer, acc, None)
 
 
 def _multiply(values: _Values, step: Multiply) -> None:
@@ -205,9 +207,12 @@ def _softmax(values: _Values, step: Softmax) -> None:
 def _normalize(values: _Values, step: Normalize) -> None:
     d, n = values.centred(step.input), len(step.gain)
     square = (d * d).sum(axis=-1, keepdims=True)
-    if step.centred:
-        total = d.sum(axis=-1, keepdims=True)
+    total = d.sum(axis=-1, keepdims=True)
+    if step.centred and values.codes[step.input].dtype == np.uint8:
         d, square = n * d - total, n * (n * square - total * total)
+    elif step.centred:
+        d = d - (2 * total + n) // (2 * n)
+        square = (d * d).sum(axis=-1, keepdims=True)
     root = np.floor(np.sqrt(((square << 2 * step.shift) + step.epsilon).astype(np.float64)))
     inverse = (1 << step.inverse_bits) // np.maximum(root.astype(np.int64), 1)
     acc = d * inverse * step.gain + step.offset

@@ -29,7 +29,6 @@ Emitter = Callable[["Builder", Any], None]
 MICROSOFT = "com.microsoft"
 DOMAIN_VERSIONS = {MICROSOFT: 1, "ai.onnx.ml": 3}
 MIN_OPSET = 21
-CODES = ir.TensorType(ir.DataType.UINT8)
 
 
 def print_program(program: Program, emitters: Mapping[type, Emitter], io: Io) -> ir.Model:
@@ -168,7 +167,7 @@ class Builder:
         plan = self.plan(name)
         factor = self.scale(plan) if scale is None else self.real(scale)
         codes = self.node("QuantizeLinear", [source, factor, self.zero_point(plan)])
-        return self.clip(codes, plan.low, plan.high)
+        return codes if plan.dtype is not np.uint8 else self.clip(codes, plan.low, plan.high)
 
     def dequantize(
         self, name: str, codes: ir.Value | None = None, scale: np.float32 | None = None
@@ -184,8 +183,8 @@ class Builder:
         return self.real(plan.scale)
 
     def zero_point(self, plan: ActivationPlan) -> ir.Value:
-        """The activation's zero point, [] uint8."""
-        return self.code(plan.zero_point)
+        """The activation's zero point, [] of the codes' type."""
+        return self.constant(plan.zero_point, plan.dtype, "z")
 
     def real(self, scale: npt.ArrayLike) -> ir.Value:
         """A scale as an initialiser, float32."""
@@ -271,7 +270,10 @@ class Builder:
 
     def _type_boundary(self, value: ir.Value, boundary: Boundary) -> None:
         codes = boundary.name in self.exposed
-        value.type = CODES if codes else ir.TensorType(boundary.dtype)
+        dtype = boundary.dtype
+        if codes:
+            dtype = ir.DataType.from_numpy(np.dtype(self.plan(boundary.name).dtype))
+        value.type = ir.TensorType(dtype)
         if boundary.shape is not None:
             value.shape = ir.Shape(boundary.shape)
 

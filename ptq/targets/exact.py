@@ -41,7 +41,7 @@ def requantize(
     bias: npt.ArrayLike = 0,
     trailing: int = 0,
 ) -> ir.Value:
-    """uint8 codes of acc + bias; acc: integers of any type, bias: [] or [channels].
+    """Codes of acc + bias; acc: integers of any type, bias: [] or [channels].
 
     trailing: number of axes behind the channel axis of a per-channel requantizer or bias.
     """
@@ -69,7 +69,7 @@ def _round_shift(
     requantizer: Requantizer,
     trailing: int = 0,
 ) -> ir.Value:
-    """clip(z + RNE((value + addend) / 2^S), low, high) as uint8; value int64, S >= 1."""
+    """clip(z + RNE((value + addend) / 2^S), low, high) as codes; value int64, S >= 1."""
     unit = int64(b, _channels(np.int64(1) << shift, trailing))
     offset = _channels(addend + (np.int64(1) << OFFSET_BITS), trailing)
     below_half = _channels((np.int64(1) << (shift - 1)) - 1, trailing)
@@ -79,12 +79,13 @@ def _round_shift(
     nearly = b.node("Add", [positive, int64(b, below_half)])
     rounded = b.node("Div", [b.node("Add", [nearly, odd]), unit])
     moved = b.node("Add", [rounded, int64(b, back)])
-    return _saturate(b, moved, requantizer.low, requantizer.high)
+    return _saturate(b, moved, requantizer)
 
 
-def _saturate(b: Builder, value: ir.Value, low: int, high: int) -> ir.Value:
-    clipped = b.node("Clip", [value, int64(b, low), int64(b, high)])
-    return cast(b, clipped, ir.DataType.UINT8)
+def _saturate(b: Builder, value: ir.Value, requantizer: Requantizer) -> ir.Value:
+    ends = [int64(b, requantizer.low), int64(b, requantizer.high)]
+    clipped = b.node("Clip", [value, *ends])
+    return cast(b, clipped, ir.DataType.from_numpy(np.dtype(requantizer.dtype)))
 
 
 def _channels(numbers: npt.NDArray[np.int64], trailing: int) -> npt.NDArray[np.int64]:

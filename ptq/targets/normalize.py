@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ptq.integer.program import Normalize
-from ptq.targets import exact
+from ptq.targets import exact, wide
 from ptq.targets.build import Builder
 
 NEWTON_STEPS = 6  # from less than twice the root: relative errors 1, 1/4, .03, 3e-4, 5e-8, 0
@@ -29,7 +29,12 @@ def in_doubles(b: Builder, step: Normalize) -> None:
     requantizer, n = step.requantizer, len(step.gain)
     x = exact.cast(b, b.codes(step.input), ir.DataType.DOUBLE)
     axes = exact.int64(b, LAST)
-    if step.centred:
+    if step.centred and b.plan(step.input).dtype is not np.uint8:
+        twice = b.node("Mul", [b.node("ReduceSum", [x, axes]), real(2)])
+        mean = b.node("Div", [b.node("Add", [twice, real(n)]), real(2 * n)])
+        u = b.node("Sub", [x, b.node("Floor", [mean])])
+        spread = b.node("ReduceSumSquare", [u, axes])
+    elif step.centred:
         total, squares = b.node("ReduceSum", [x, axes]), b.node("ReduceSumSquare", [x, axes])
         spread = b.node("Sub", [b.node("Mul", [squares, real(n)]), b.node("Mul", [total, total])])
         spread = b.node("Mul", [spread, real(n)])
@@ -42,20 +47,22 @@ def in_doubles(b: Builder, step: Normalize) -> None:
     inverse = b.node("Floor", [b.node("Div", [real(2.0**step.inverse_bits), root])])
     unit = 2.0 ** -float(requantizer.shift)
     gained = b.node("Mul", [b.node("Mul", [u, inverse]), real(step.gain * unit)])
-    offset = step.offset * unit + requantizer.zero_point  # exact: the zero point is even
-    rounded = b.node("Round", [b.node("Add", [gained, real(offset)])])
-    clipped = b.node("Clip", [rounded, real(requantizer.low), real(requantizer.high)])
-    b.bind_codes(step.output, exact.cast(b, clipped, ir.DataType.UINT8))
+    b.bind_codes(step.output, wide.rounded(b, gained, step.offset * unit, requantizer))
 
 
 def in_integers(b: Builder, step: Normalize) -> None:
     """The strict form."""
-    wide, axes = ir.DataType.INT64, exact.int64(b, LAST)
-    x, n = exact.cast(b, b.codes(step.input), wide), exact.int64(b, len(step.gain))
-    d = b.node("Sub", [x, exact.int64(b, b.plan(step.input).zero_point)])
+    axes = exact.int64(b, LAST)
+    x, n = exact.cast(b, b.codes(step.input), ir.DataType.INT64), exact.int64(b, len(step.gain))
+    plan = b.plan(step.input)
+    d = b.node("Sub", [x, exact.int64(b, plan.zero_point)])
+    if step.centred and plan.dtype is not np.uint8:
+        twice = b.node("Mul", [b.node("ReduceSum", [x, axes]), exact.int64(b, 2)])
+        mean = b.node("Div", [b.node("Add", [twice, n]), exact.int64(b, 2 * len(step.gain))])
+        d = b.node("Sub", [x, mean])
     spread = b.node("ReduceSum", [b.node("Mul", [d, d]), axes])
     u = d
-    if step.centred:
+    if step.centred and plan.dtype is np.uint8:
         total = b.node("ReduceSum", [d, axes])
         spread = b.node("Sub", [b.node("Mul", [spread, n]), b.node("Mul", [total, total])])
         spread = b.node("Mul", [spread, n])

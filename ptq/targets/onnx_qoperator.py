@@ -28,7 +28,7 @@ from ptq.integer.program import (
     Quantize,
     Softmax,
 )
-from ptq.targets import boundary, exact, normalize
+from ptq.targets import boundary, exact, normalize, wide
 from ptq.targets.build import Builder, Emitter, print_program
 from ptq.targets.known_tables import is_sigmoid, leaky_slope
 from ptq.targets.names import Io
@@ -90,6 +90,9 @@ def _convolve(b: Builder, step: Convolve) -> None:
 
 
 def _gemm(b: Builder, step: Gemm) -> None:
+    if step.requantizer.dtype is not np.uint8:
+        wide.gemm(b, step)
+        return
     x, y = b.plan(step.input), b.plan(step.output)
     x_scale, w_scale, y_scale = matching_scales(
         x.scale, step.weight_scale, y.scale, step.requantizer
@@ -126,6 +129,9 @@ def _matmul(b: Builder, step: MatMul) -> None:
 
 
 def _add(b: Builder, step: Add) -> None:
+    if any(b.plan(name).dtype is not np.uint8 for name in (step.a, step.b, step.output)):
+        wide.add(b, step)
+        return
     unit = np.float32(2.0) ** -np.float32(step.requantizer.shift)
     first, second = (np.float32(m) * unit for m in step.multipliers)
     scales = first, np.asarray(second, np.float32), np.float32(1)

@@ -192,9 +192,13 @@ def _normalize(s: Scope, step: Normalize) -> None:
     d = s.codes[step.input].to(torch.float64) - s.grid(step.input).zero_point
     n = len(step.gain)
     square = (d * d).sum(-1, keepdim=True)
-    if step.centred:
-        total = d.sum(-1, keepdim=True)
+    total = d.sum(-1, keepdim=True)
+    if step.centred and s.grid(step.input).dtype is np.uint8:
         d, square = n * d - total, n * (n * square - total * total)
+    elif step.centred:
+        mean = total / n
+        d = d - (mean + (((2 * total + n) / (2 * n)).floor() - mean).detach())
+        square = (d * d).sum(-1, keepdim=True)
     root = torch.sqrt(square * 4.0**step.shift + step.epsilon).clamp(min=1)
     inverse = (2.0**step.inverse_bits / root.detach().floor()).floor()
     inverse = inverse * (root.detach() / root)

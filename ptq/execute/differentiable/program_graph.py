@@ -165,8 +165,16 @@ class ProgramGraph:
         return frozenset(
             step.name
             for step in self._steps
-            if on_gpu or step.name in unproved or _reach(step) >= EXACT_FLOAT32
+            if on_gpu
+            or step.name in unproved
+            or self._sixteen(step)
+            or _reach(step) >= EXACT_FLOAT32
         )
+
+    def _sixteen(self, step: Step) -> bool:
+        """True if the step reads or writes codes of 16 bits."""
+        grids = [self._program.codes.get(name) for name in _names(step)]
+        return any(grid is not None and grid.dtype is not np.uint8 for grid in grids)
 
 
 def _reach(step: Any) -> float:
