@@ -81,11 +81,6 @@ class Task:
 def learn_block(task: Task, options: Options) -> tuple[list[Learned], Scales]:
     """Layers and scales of the block after learning."""
     device = device_of_choice()
-    program, block = task.program, task.block
-    generator = np.random.default_rng(options.seed)
-    noise = torch.Generator(device).manual_seed(options.seed)
-    names = [ref.name for ref in block.outputs]
-    graph = ProgramGraph(program, block.steps, outputs=names, exact=False, device=device)
     learned = start_learning(task.layers, options.variable, device)
     scales = Scales(
         task.sites if "steps" in options.rates else (),
@@ -98,10 +93,32 @@ def learn_block(task: Task, options: Options) -> tuple[list[Learned], Scales]:
         return learned, scales
     optimizer = OPTIMIZERS[options.optimizer](groups)
     rates = [group["lr"] for group in optimizer.param_groups]
+    loss_of = _loss_of(task, options, learned, scales, device)
     for done in range(options.iterations):
         share = done / options.iterations
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * decay(share / FROZEN.get(group["kind"], 1.0))
+        loss = loss_of()
+        optimizer.zero_grad(set_to_none=True)
+        (loss + _penalty(learned, share, options)).backward()
+        optimizer.step()
+        for part in learned:
+            part.variable.settle()
+        task.report(done + 1, float(loss.detach()))
+    return learned, scales
+
+
+def _loss_of(
+    task: Task, options: Options, learned: list[Learned], scales: Scales, device: torch.device
+) -> Callable[[], Tensor]:
+    """A function that draws a batch and runs the block on it as it is now."""
+    program, block = task.program, task.block
+    generator = np.random.default_rng(options.seed)
+    noise = torch.Generator(device).manual_seed(options.seed)
+    names = [ref.name for ref in block.outputs]
+    graph = ProgramGraph(program, block.steps, outputs=names, exact=False, device=device)
+
+    def loss() -> Tensor:
         batch = task.draw(generator)
         captured: dict[str, Tensor] = {}
         quantiser = _capturing(drop_quantization(options.drop, noise), names, captured)
@@ -112,14 +129,9 @@ def learn_block(task: Task, options: Options) -> tuple[list[Learned], Scales]:
         values = graph.run(codes, raw, overrides, quantiser)
         wanted = {name: torch.from_numpy(x).to(device) for name, x in batch.wanted.items()}
         found = float_outputs(program, block, values, captured, wanted)
-        loss = task.loss(found, wanted)
-        optimizer.zero_grad(set_to_none=True)
-        (loss + _penalty(learned, share, options)).backward()
-        optimizer.step()
-        for part in learned:
-            part.variable.settle()
-        task.report(done + 1, float(loss.detach()))
-    return learned, scales
+        return task.loss(found, wanted)
+
+    return loss
 
 
 def decay(share: float) -> float:

@@ -15,7 +15,7 @@ from ptq.integer.program import Program, Step
 from ptq.passes.context import Context, Progress
 from ptq.passes.learning.into_plan import with_scales, with_steps
 from ptq.passes.learning.judge import block_error
-from ptq.passes.learning.layers import learnable_layers
+from ptq.passes.learning.layers import Layer, learnable_layers
 from ptq.passes.learning.learn_block import (
     Batch,
     Options,
@@ -24,8 +24,9 @@ from ptq.passes.learning.learn_block import (
     learn_block,
     with_learned,
 )
+from ptq.passes.learning.learned import Learned
 from ptq.passes.learning.samples import SampleStore, chunks
-from ptq.passes.learning.scales import learnable_sites
+from ptq.passes.learning.scales import Scales, learnable_sites
 from ptq.passes.learning.steps import BlockSteps, block_steps
 from ptq.passes.learning.targets import Targets
 from ptq.plan import Plan
@@ -95,13 +96,33 @@ class Run:
             self.context.checkpoints.save(repr(self.how), done, self.plan)
 
     def _learn_block(self, index: int, block: Block) -> None:
-        """Keep the block's learned steps if they are better on held-out samples."""
+        """Learn a block, and keep what is better on held-out samples."""
         part = self.parts[index]
         layers = learnable_layers(part.steps, block.weighted, self.plan)
         if not layers or not self.targets.float_outputs(part):
             return
-        site_of = self.context.outline.site
-        task = Task(
+        learned, scales = learn_block(self._task(index, block, layers), self._options(index))
+        before = self._error(part, part.steps)
+        if scales:
+            self._keep_scales(index, learned, scales, before)
+            return
+        steps = with_learned(part.steps, learned)
+        if self._error(part, steps) < before:
+            self.plan = with_steps(self.program, self.plan, part.steps, steps)
+            self.parts[index] = BlockSteps(steps, part.inputs, part.outputs)
+
+    def _keep_scales(
+        self, index: int, learned: Sequence[Learned], scales: Scales, before: float
+    ) -> None:
+        """Go on with learned scales, which change the program, if the block is better for it."""
+        kept = self.plan
+        self._adopt(with_scales(self.context.outline, self.program, kept, learned, scales))
+        if not self._error(self.parts[index], self.parts[index].steps) < before:
+            self._adopt(kept)
+
+    def _task(self, index: int, block: Block, layers: Sequence[Layer]) -> Task:
+        part, site_of = self.parts[index], self.context.outline.site
+        return Task(
             self.program,
             part,
             layers,
@@ -111,18 +132,6 @@ class Run:
             self.targets.loss(index),
             self._reporter(index, block),
         )
-        learned, scales = learn_block(task, self._options(index))
-        before = self._error(part, part.steps)
-        if scales:
-            kept = self.plan
-            self._adopt(with_scales(self.context.outline, self.program, kept, learned, scales))
-            if not self._error(self.parts[index], self.parts[index].steps) < before:
-                self._adopt(kept)
-            return
-        steps = with_learned(part.steps, learned)
-        if self._error(part, steps) < before:
-            self.plan = with_steps(self.program, self.plan, part.steps, steps)
-            self.parts[index] = BlockSteps(steps, part.inputs, part.outputs)
 
     def _error(self, part: BlockSteps, steps: Sequence[Step]) -> float:
         return block_error(self.program, part, steps, self.given, self.targets.exact, self.held_out)
