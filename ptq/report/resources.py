@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import click
 
+_LOG = logging.getLogger("ptq")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -53,6 +55,10 @@ def kept_if_interrupted(out: Path) -> Iterator[Path]:
     folder = out.with_name(f"{out.name}.unfinished")
     try:
         yield folder
+    except KeyboardInterrupt:
+        if folder.is_dir():
+            _LOG.warning("interrupted; the same command with --resume goes on from %s", folder)
+        raise
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)
         raise
