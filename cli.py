@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 
 from ptq import __version__
 from ptq.commands import COMMANDS
+from ptq.commands.budget_options import BUDGETS, BudgetChoices
 from ptq.commands.reproduce import REPRODUCE, check_again, redo
 from ptq.errors import GateError
 from ptq.report.commands import Commands, emit, options_as
@@ -46,12 +48,13 @@ def main() -> None:
 
     \b
     Exit codes: 0 done, 1 a gate failed, 2 wrong usage, 3 model invalid, unsafe or
-    unsupported, 4 missing dependency, 70 internal error, 130 interrupted.
+    unsupported, 4 missing dependency, 5 no precisions fit the budgets, 70 internal error,
+    130 interrupted.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Quantize(Choices):
+class _Quantize(BudgetChoices, Choices):
     model: Path
     output: Path | None
     calib: str | None
@@ -80,6 +83,7 @@ class _Quantize(Choices):
     click.argument("model", type=FILE),
     click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: IN.wNaM.onnx."),
     *RECIPE,
+    *BUDGETS,
     CALIB,
     click.option("--calib-method", type=click.Choice(METHODS), help="How ranges are chosen."),
     click.option("--samples", type=click.IntRange(min=1), help="Use at most so many samples."),
@@ -128,7 +132,8 @@ def quantize(options: _Quantize) -> None:
         seed=options.seed,
     )
     stem = options.model.name.removesuffix(".onnx").removesuffix(".pt2")
-    out = options.output or options.model.with_name(f"{stem}.{recipe.precision}.onnx")
+    precision = "mixed" if options.any() else recipe.precision
+    out = options.output or options.model.with_name(f"{stem}.{precision}.onnx")
     artifact.check(out, force=options.force, sources=[options.model])
     if options.model.suffix == ".pt2":
         options = replace(options, model=_exported(options, out.with_name(f"{stem}.onnx")))
@@ -172,8 +177,8 @@ def _what_bits_mean(recipe: Recipe) -> str:
 def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
     """Quantise, measure, write; returns the report."""
     from ptq.evaluate import Samples, check_evaluation
-    from ptq.pipeline import RunOptions
-    from ptq.pipeline import quantize as run
+    from ptq.mixed.within import quantize_within
+    from ptq.pipeline import RunOptions, quantize
     from ptq.report import artifact
     from ptq.report.measure import measure
     from ptq.report.progress import progress
@@ -184,6 +189,9 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
     with progress(quiet=options.quiet) as show, kept_if_interrupted(out) as work:
         if options.evaluation is not None:
             check_evaluation(options.model, options.evaluation, preprocess)
+        run = (
+            partial(quantize_within, options.budgets(), options.work) if options.any() else quantize
+        )
         result = run(
             options.model,
             options.calib,

@@ -32,7 +32,7 @@ from scipy.stats import spearmanr
 from ptq.calib_data import input_specs, labelled, parse_preprocess
 from ptq.mixed.choose import Chooser, precision_map
 from ptq.mixed.costs import average_bits
-from ptq.mixed.points import Judge, build, file_bytes
+from ptq.mixed.points import Judge, Workshop
 from ptq.mixed.study import Study, open_study
 from ptq.model import load
 from ptq.passes.allocate_bits import pareto_hull
@@ -40,6 +40,7 @@ from ptq.precision import Precision
 from ptq.recipe import Recipe
 from ptq.report.metrics import Accuracy, Fidelity
 from ptq.report.session import open_session
+from ptq.report.summary import model_bytes
 
 SHARED = Path(os.environ.get("PTQ_SHARED", Path(__file__).parents[2] / "shared"))
 AVERAGES = (4.0, 3.0, 2.5)
@@ -177,11 +178,11 @@ def run(name: str, seed: int, activations: int, work: Path, results: Path) -> No
         judge, evaluation = judge or Judge(study), evaluation or Evaluation(case)
         start = perf_counter()
         precisions = allocate()
-        result = build(study, precision_map(precisions))
+        result = Workshop(chooser, judge).build(precision_map(precisions))
         widths = {layer: p.weight_bits or 8 for layer, p in precisions.items()}
         row |= {
             "average_bits": average_bits(chooser.sizes, widths),
-            "file_bytes": file_bytes(result),
+            "file_bytes": model_bytes(result.model),
             "predicted": predicted(chooser, precisions),
             "held_out": asdict(judge.quality(result.model)),
             **evaluation.measure(result.model),

@@ -64,6 +64,17 @@ class Problem:
     ties: tuple[frozenset[str], ...] = ()
     fixed: Mapping[str, float] = field(default_factory=dict)
 
+    def cost(self, name: str, precisions: Mapping[str, Precision]) -> float:
+        """What a given allocation costs, or its predicted loss."""
+        taken = [
+            (c, o) for c in self.choices for o in c.options if o.precision == precisions[c.layer]
+        ]
+        if name != LOSS:
+            return sum(option.costs[name] for _, option in taken) + self.fixed.get(name, 0.0)
+        widths = {choice.site: _activation(option) for choice, option in taken}
+        sites = sum(losses.get(widths.get(s, 0), 0.0) for s, losses in self.site_losses.items())
+        return sum(option.loss for _, option in taken) + sites
+
 
 @dataclass(frozen=True)
 class Allocation:

@@ -2,7 +2,8 @@
 
 from ptq.commands.bench import bench
 from ptq.commands.debug import debug
+from ptq.commands.explore import explore
 from ptq.commands.regress import regress
 from ptq.commands.report import report
 
-COMMANDS = (bench, debug, regress, report)
+COMMANDS = (bench, debug, explore, regress, report)

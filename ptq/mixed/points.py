@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from ptq.execute.class_axis import class_axis
 from ptq.execute.float import FloatRunner
+from ptq.mixed.choose import Chooser, precision_map
+from ptq.mixed.costs import average_bits
 from ptq.mixed.rounding import plan_of
 from ptq.mixed.study import Study
 from ptq.passes.context import Batch, Progress
-from ptq.pipeline import Result, finish, learn_rounding
+from ptq.pipeline import Result, finish
+from ptq.precision import Precision
+from ptq.report.benchmark import BenchOptions, bench
 from ptq.report.metrics import Fidelity
-from ptq.report.session import Session, open_session
+from ptq.report.session import open_session
 from ptq.report.summary import model_bytes
 
 Array = npt.NDArray[Any]
+Precisions = Mapping[str, Precision]
 Predict = Callable[[Batch], Mapping[str, Array]]
 Metric = Callable[[Predict], float]
 """A user's measure: from a function of batches of inputs, a fraction; 1 is perfect."""
@@ -43,8 +50,9 @@ class Quality:
 
 @dataclass(frozen=True)
 class Point:
-    """A measured allocation. predicted: its loss by the scores, in nats."""
+    """A measured allocation. predicted: the sum of its scores, in nats."""
 
+    name: str
     precision_map: dict[str, str]
     average_bits: float
     bops: float
@@ -52,7 +60,6 @@ class Point:
     predicted: float
     quality: Quality
     latency_ms: float | None = None
-    budgets: dict[str, float] | None = None
 
 
 class Judge:
@@ -62,14 +69,14 @@ class Judge:
         """Run the float model once. metric: measures the drop instead of top-1 agreement."""
         self._study = study
         self._metric = metric
-        outputs = [str(v.name) for v in study.context.model.graph.outputs]
-        runner = FloatRunner(study.context.model, outputs)
-        self._wanted = [(batch, list(runner.run(batch).values())) for batch in study.held_out(32)]
-        self._best = None if metric is None else metric(_predictor(study.context.model))
+        model = study.context.model
+        runner = FloatRunner(model, [str(v.name) for v in model.graph.outputs])
+        self._wanted = [(b, list(runner.run(b).values())) for b in study.held_out(32)]
         runner.close()
+        self._best = 0.0 if metric is None else metric(open_session(model).predict)
 
     def quality(self, model: ir.Model) -> Quality:
-        """Measure a network that the `onnx` target printed with float boundaries."""
+        """Measure an emitted network."""
         session = open_session(model)
         fidelity, losses = Fidelity(), []
         for done, (batch, wanted) in enumerate(self._wanted, 1):
@@ -80,26 +87,84 @@ class Judge:
         scores = fidelity.scores()
         agreement = scores.top1_agreement
         drop = None if agreement is None else 100 * (1 - agreement)
-        if self._metric is not None and self._best is not None:
+        if self._metric is not None:
             drop = 100 * (self._best - self._metric(session.predict))
         loss = np.concatenate([np.atleast_1d(part) for part in losses])
         return Quality(len(loss), float(loss.mean()), agreement, scores.sqnr_db, drop)
 
+    def latency_ms(self, model: ir.Model, seconds: float = 1.0) -> float:
+        """Median latency of one sample, all CPUs."""
+        batch, _ = self._wanted[0]
+        one = {name: x[:1] if self._free(batch) else x for name, x in batch.items()}
+        found = bench({"it": open_session(model)}, one, BenchOptions(seconds=seconds))
+        return found.timings[0].p50_ms
 
-def build(study: Study, precision_map: Mapping[str, str]) -> Result:
-    """The quantised network of an allocation, as the recipe's effort makes it."""
-    run = study.with_precisions(precision_map)
-    plan = learn_rounding(run.context, plan_of(study, run))
-    return finish(run, plan, study.source)
+    def _free(self, batch: Batch) -> bool:
+        return self._study.run.counted.calibration.fixed_batch is None and all(
+            x.ndim for x in batch.values()
+        )
 
 
-def file_bytes(result: Result) -> int:
-    """Size of the emitted model."""
-    return model_bytes(result.model)
+@dataclass(frozen=True)
+class Workshop:
+    """Builds and measures allocations of one study; what was measured is kept in its folder."""
+
+    chooser: Chooser
+    judge: Judge
+    timed: bool = False
+
+    @property
+    def study(self) -> Study:
+        """The network and its samples."""
+        return self.chooser.study
+
+    def build(self, said: Mapping[str, str]) -> Result:
+        """The quantised network of a precision map."""
+        run = self.study.with_precisions(said)
+        return finish(run, plan_of(self.study, run), self.study.source)
+
+    def measure(self, precisions: Precisions, name: str = "") -> Point:
+        """Build it and measure it, unless that was done before."""
+        said = precision_map(precisions)
+        path = self._path(said)
+        if path.exists():
+            return replace(msgspec.json.decode(path.read_bytes(), type=Point), name=name)
+        result = self.build(said)
+        sizes, problem = self.chooser.sizes, self.chooser.problem
+        point = Point(
+            name,
+            said,
+            average_bits(sizes, {n: p.weight_bits or 8 for n, p in precisions.items()}),
+            problem.cost("bops", precisions),
+            model_bytes(result.model),
+            problem.cost("loss", precisions),
+            self.judge.quality(result.model),
+            self.judge.latency_ms(result.model) if self.timed else None,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(msgspec.json.encode(point))
+        temporary.replace(path)
+        return point
+
+    def _path(self, said: Mapping[str, str]) -> Any:
+        recipe = self.study.recipe
+        how = (
+            sorted(said.items()),
+            recipe.effort,
+            recipe.target,
+            recipe.activation_bits,
+            self.timed,
+        )
+        digest = hashlib.blake2b(repr(how).encode(), digest_size=12).hexdigest()
+        return self.study.cache / "points" / f"{digest}.json"
 
 
 def rowwise_loss(wanted: Array, got: Array) -> npt.NDArray[np.float64]:
-    """KL(softmax wanted || softmax got) of each sample, or its squared error over its energy."""
+    """KL(softmax wanted || softmax got) of each sample, or half its squared error over its energy.
+
+    wanted, got: [samples, ...], scores of classes if they have an axis of them -> [samples].
+    """
     axis = class_axis(wanted.shape)
     if axis is None:
         x, y = (a.reshape(len(a), -1).astype(np.float64) for a in (wanted, got))
@@ -113,8 +178,3 @@ def rowwise_loss(wanted: Array, got: Array) -> npt.NDArray[np.float64]:
 def _log_softmax(x: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float64]:
     shifted = x - x.max(axis=axis, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))
-
-
-def _predictor(model: ir.Model) -> Predict:
-    session: Session = open_session(model, name="float")
-    return session.predict

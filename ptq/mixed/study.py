@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ptq import __version__
-from ptq.calib_data import Calibration, Preprocess
+from ptq.calib_data import Preprocess
 from ptq.errors import CalibrationError
 from ptq.histogram import Histogram
 from ptq.integer.outline import outline
@@ -107,8 +107,9 @@ def open_study(
             f"calibration: got {total} samples; wanted at least {HELD_OUT}, one of which is held "
             "out to measure on: give more data"
         )
-    used = Share(data, lambda index: index % HELD_OUT != HELD_OUT - 1)
-    held = Share(data, lambda index: index % HELD_OUT == HELD_OUT - 1)
+    read, fixed = run.counted.batches, data.fixed_batch is not None
+    used = Share(read, fixed, lambda index: index % HELD_OUT != HELD_OUT - 1)
+    held = Share(read, fixed, lambda index: index % HELD_OUT == HELD_OUT - 1)
     context = replace(
         run.context,
         batches=used.batches,
@@ -120,18 +121,18 @@ def open_study(
 
 @dataclass(frozen=True)
 class Share:
-    """The samples of a calibration that `takes` wants by number; whole batches of a fixed size."""
+    """The samples that `takes` wants by number; by batches where the model fixes their size."""
 
-    data: Calibration
+    read: Callable[[int], Iterator[Batch]]
+    whole: bool
     takes: Callable[[int], bool]
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Batches of at most `size`."""
-        fixed = self.data.fixed_batch
         first = 0
-        for batch in self.data.batches(size):
+        for batch in self.read(size):
             lengths = {len(x) if x.ndim else 0 for x in batch.values()}
-            rows = lengths.pop() if len(lengths) == 1 and fixed is None else 1
+            rows = 1 if self.whole or len(lengths) > 1 else lengths.pop()
             keep = [i for i in range(rows) if self.takes(first + i)]
             first += rows
             if len(keep) == rows:

@@ -1,0 +1,128 @@
+"""Budgets: the best network within them, measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ptq.errors import BudgetError, UsageError
+from ptq.mixed.points import Point, Precisions, Workshop
+from ptq.mixed.promote import promote
+from ptq.passes.allocate_bits import LOSS, Allocation, Problem, allocate_bits
+
+BISECTIONS = 6
+RETRIES = 4
+"""Estimated sizes miss a file by its names and headers; so often that is corrected."""
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Upper bounds; None is unbounded.
+
+    drop: points of top-1 agreement with the float model, or of `metric`, file.py:function.
+    """
+
+    average_bits: float | None = None
+    size_bytes: float | None = None
+    bops: float | None = None
+    latency_ms: float | None = None
+    drop: float | None = None
+    metric: str | None = None
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Those that an allocation can be computed for."""
+        named = {
+            "average_bits": self.average_bits,
+            "size_bytes": self.size_bytes,
+            "bops": self.bops,
+            "latency_ms": self.latency_ms,
+        }
+        return {name: limit for name, limit in named.items() if limit is not None}
+
+    @property
+    def any(self) -> bool:
+        """True if there is one."""
+        return bool(self.limits) or self.drop is not None
+
+
+def within(workshop: Workshop, budgets: Budgets) -> tuple[Precisions, Point]:
+    """The allocation that loses least within the budgets; with a drop, the smallest one within it.
+
+    Raises:
+        BudgetError: nothing fits; says which budget binds and the nearest value that fits.
+    """
+    problem = with_overhead(workshop)
+    if budgets.drop is None:
+        return fitting(workshop, problem, budgets.limits)
+    return _smallest(workshop, problem, budgets.limits, budgets.drop)
+
+
+def with_overhead(workshop: Workshop) -> Problem:
+    """The problem, with what a file takes besides its weights as measured on one file."""
+    problem = workshop.chooser.problem
+    widest = {choice.layer: choice.options[-1].precision for choice in problem.choices}
+    point = workshop.measure(widest, "widest")
+    overhead = point.size_bytes - problem.cost("size_bytes", widest)
+    return replace(problem, fixed={**problem.fixed, "size_bytes": overhead})
+
+
+def fitting(
+    workshop: Workshop, problem: Problem, limits: Mapping[str, float]
+) -> tuple[Precisions, Point]:
+    """The best allocation whose file really has the size that it may have."""
+    for _ in range(RETRIES):
+        found = allocate_bits(problem, limits)
+        point = workshop.measure(found.precisions)
+        excess = point.size_bytes - found.costs["size_bytes"]
+        if point.size_bytes <= limits.get("size_bytes", math.inf):
+            return found.precisions, point
+        fixed = {**problem.fixed, "size_bytes": problem.fixed["size_bytes"] + max(excess, 1.0)}
+        problem = replace(problem, fixed=fixed)
+    raise BudgetError(
+        f"budget size_bytes: got {limits['size_bytes']:g}; the file found has {point.size_bytes}: "
+        "raise it to that"
+    )
+
+
+def _smallest(
+    workshop: Workshop, problem: Problem, limits: Mapping[str, float], drop: float
+) -> tuple[Precisions, Point]:
+    """Bisect the predicted loss for the smallest network that drops no more, then promote."""
+    best = allocate_bits(problem, limits)
+    good: tuple[Precisions, Point] = best.precisions, workshop.measure(best.precisions)
+    lost = _drop(good[1])
+    if lost > drop:
+        raise BudgetError(
+            f"budget drop: got {drop:g} points; the least found within the other budgets is "
+            f"{lost:.4g} on {good[1].quality.samples} held-out samples: raise it to that, widen "
+            "the other budgets, or try --effort default"
+        )
+    cheapest = allocate_bits(problem, limits, "size_bytes")
+    low, high = max(best.loss, 1e-9), max(cheapest.loss, 1e-9)
+    bad: Allocation | None = None
+    for _ in range(BISECTIONS):
+        middle = math.sqrt(low * high)
+        trial = allocate_bits(problem, {**limits, LOSS: middle}, "size_bytes")
+        point = workshop.measure(trial.precisions)
+        if _drop(point) <= drop:
+            low, good = middle, (trial.precisions, point)
+        else:
+            high, bad = middle, trial
+    if bad is None:
+        return good
+    steps = promote(workshop, problem, bad.precisions, limits, lambda p: _drop(p) <= drop)
+    last = steps[-1] if steps else None
+    if last is not None and _drop(last[1]) <= drop and last[1].size_bytes < good[1].size_bytes:
+        return last
+    return good
+
+
+def _drop(point: Point) -> float:
+    if point.quality.drop is None:
+        raise UsageError(
+            "--max-drop: the model's first output has no classes to agree on; give --metric "
+            "file.py:function"
+        )
+    return point.quality.drop
