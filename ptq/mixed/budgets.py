@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ptq.errors import BudgetError, UsageError
+from ptq.mixed.latency import with_latencies
 from ptq.mixed.points import Point, Precisions, Workshop
 from ptq.mixed.promote import promote
 from ptq.passes.allocate_bits import LOSS, Allocation, Problem, allocate_bits
@@ -54,6 +55,8 @@ def within(workshop: Workshop, budgets: Budgets) -> tuple[Precisions, Point]:
         BudgetError: nothing fits; says which budget binds and the nearest value that fits.
     """
     problem = with_overhead(workshop)
+    if budgets.latency_ms is not None:
+        problem = with_latencies(workshop, problem)
     if budgets.drop is None:
         return fitting(workshop, problem, budgets.limits)
     return _smallest(workshop, problem, budgets.limits, budgets.drop)

@@ -94,15 +94,16 @@ class Judge:
 
     def latency_ms(self, model: ir.Model, seconds: float = 1.0) -> float:
         """Median latency of one sample, all CPUs."""
-        batch, _ = self._wanted[0]
-        one = {name: x[:1] if self._free(batch) else x for name, x in batch.items()}
-        found = bench({"it": open_session(model)}, one, BenchOptions(seconds=seconds))
-        return found.timings[0].p50_ms
+        options = BenchOptions(seconds=seconds)
+        return bench({"it": open_session(model)}, self.one_sample(), options).timings[0].p50_ms
 
-    def _free(self, batch: Batch) -> bool:
-        return self._study.run.counted.calibration.fixed_batch is None and all(
-            x.ndim for x in batch.values()
-        )
+    def one_sample(self) -> Batch:
+        """A batch of one, or of the size that the model fixes."""
+        batch, _ = self._wanted[0]
+        fixed = self._study.run.counted.calibration.fixed_batch is not None
+        if fixed or not all(x.ndim for x in batch.values()):
+            return batch
+        return {name: x[:1] for name, x in batch.items()}
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,10 @@ class Workshop:
         """The quantised network of a precision map."""
         run = self.study.with_precisions(said)
         return finish(run, plan_of(self.study, run), self.study.source)
+
+    def model(self, precisions: Precisions) -> ir.Model:
+        """The emitted network of an allocation."""
+        return self.build(precision_map(precisions)).model
 
     def measure(self, precisions: Precisions, name: str = "") -> Point:
         """Build it and measure it, unless that was done before."""

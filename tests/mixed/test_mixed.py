@@ -15,6 +15,7 @@ from ptq.errors import BudgetError, UsageError
 from ptq.mixed import rounding
 from ptq.mixed.budgets import Budgets, with_overhead, within
 from ptq.mixed.explore import Exploration, explore, pick
+from ptq.mixed.latency import layer_latencies, shares_of
 from ptq.mixed.metric import load_metric
 from ptq.mixed.open_workshop import Options, open_workshop
 from ptq.mixed.points import Point, Quality, Workshop
@@ -22,6 +23,7 @@ from ptq.mixed.promote import promote
 from ptq.passes.context import Batch
 from ptq.precision import load_map
 from ptq.recipe import Recipe
+from ptq.report.profile import NodeTime
 from tests.small_cnn import small_cnn, write_cnn
 
 
@@ -183,3 +185,22 @@ def test_a_budget_that_nothing_fits_exits_with_5_and_leaves_no_file(
     assert result.exit_code == 5
     assert "size_bytes" in result.output
     assert not out.exists()
+
+
+def test_time_belongs_to_the_layer_with_the_longest_name_before_it() -> None:
+    nodes = tuple(
+        NodeTime(name, "QLinearConv", 1.0, share)
+        for name, share in (("/a/Conv/QLinearConv", 0.5), ("/a/Conv/b/QGemm", 0.25), ("/c/Q", 0.25))
+    )
+    assert shares_of(nodes, ["/a/Conv", "/a/Conv/b"]) == {"/a/Conv": 0.5, "/a/Conv/b": 0.25}
+
+
+def test_a_latency_that_no_width_reaches_says_what_the_network_takes(workshop: Workshop) -> None:
+    found = layer_latencies(workshop)
+    assert found.total_ms > 0
+    assert sum(found.layers.values()) > 0
+    assert layer_latencies(workshop) == found  # kept for this machine, not timed again
+    with pytest.raises(BudgetError, match="latency_ms"):
+        within(workshop, Budgets(latency_ms=found.total_ms / 100))
+    _, point = within(workshop, Budgets(latency_ms=2 * found.total_ms, average_bits=4))
+    assert point.average_bits <= 4
