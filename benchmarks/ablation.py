@@ -247,6 +247,7 @@ def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
+    parser.add_argument("--most", type=int, default=10**6, help="stop after so many runs")
     parser.add_argument("--write", action="store_true", help="write docs/ablation.md from the file")
     options = parser.parse_args()
     lines = options.out.read_text().splitlines() if options.out.exists() else []
@@ -257,12 +258,12 @@ def main() -> None:
     if not SHARED.is_dir():
         raise SystemExit(f"no shared data at {SHARED}: set PTQ_SHARED")
     done = {(x["precision"], x["group"], x["row"], x["seed"]) for x in known}
-    for run in runs():
-        if run not in done:
-            line = measure(*run, options.out.with_suffix(".plans"))
-            with options.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(line, flush=True)
+    left = [run for run in runs() if run not in done]
+    for run in left[: options.most]:
+        line = measure(*run, options.out.with_suffix(".plans"))
+        with options.out.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
