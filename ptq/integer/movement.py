@@ -121,7 +121,7 @@ def _max_pool(step: Apply, operands: Sequence[Array | None], opset: int) -> list
     strides = tuple(options.get("strides", (1,) * n))
     dilations = tuple(options.get("dilations", (1,) * n))
     extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    pads = _pool_pads(options, x.shape[2:], extent, strides)
+    pads = pool_pads(options, x.shape[2:], extent, strides)
     ceil = options.get("ceil_mode", 0)
     sizes, full = [], [(0, 0), (0, 0)]
     for i in range(n):
@@ -141,7 +141,7 @@ def _max_pool(step: Apply, operands: Sequence[Array | None], opset: int) -> list
     return [windows.max(axis=tuple(range(-n, 0)))]
 
 
-def _pool_pads(
+def pool_pads(
     options: Mapping[str, Any],
     shape: Sequence[int],
     extent: Sequence[int],

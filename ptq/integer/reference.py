@@ -82,6 +82,13 @@ class Reference:
         """Every code value by name, uint8, from raw inputs by name."""
         return self._execute(feeds).codes
 
+    def run_values(
+        self, feeds: Mapping[str, Array]
+    ) -> tuple[dict[str, npt.NDArray[np.uint8]], dict[str, Array]]:
+        """Every code value and every raw value by name, from raw inputs by name."""
+        values = self._execute(feeds)
+        return values.codes, values.raw
+
     def _execute(self, feeds: Mapping[str, Array]) -> _Values:
         values = _Values(
             self.program, self.requantize, dict(self.program.code_constants), dict(feeds)

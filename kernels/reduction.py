@@ -1,0 +1,181 @@
+"""Mean, integer softmax and maximum pooling, over any strides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from ptq.kernels.kernel import Array, Buffer, Expr, Parameter, local
+from ptq.kernels.loops import nest
+from ptq.kernels.requantize import Rounding
+from ptq.kernels.view import View
+
+
+def local_scalar(dtype: str, value: Any) -> Buffer:
+    """A variable set to `value`."""
+    variable = local(dtype)
+    T.buffer_store(variable, tirx.const(value, dtype), [0])
+    return variable
+
+
+def _both(outer: View, inner: View, i: Sequence[Expr], j: Sequence[Expr]) -> Expr:
+    return outer.at(i) + inner.at(j)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """y = requantize(sum of (x - zero_point)).
+
+    kept: x over the axes that stay, in y's order. summed: x over the axes that are summed.
+    """
+
+    kept: View
+    summed: View
+    y: View
+    zero_point: int
+    rounding: Rounding
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """x and y uint8."""
+        size = self.kept.size + self.summed.size - 1
+        return Parameter("x", "uint8", size), Parameter("y", "uint8", self.y.size)
+
+    @property
+    def count(self) -> int:
+        """Elements of one sum."""
+        return int(np.prod(self.summed.shape, dtype=np.int64))
+
+    def emit(self, x: Buffer, y: Buffer) -> None:
+        """Sums the codes, then takes the zero points off at once."""
+        with nest(self.y.shape, self.count) as i:
+            total = local_scalar("int32", 0)
+            with nest(self.summed.shape, 0) as j:
+                code = x[_both(self.kept, self.summed, i, j)]
+                T.buffer_store(total, total[0] + T.Cast("int32", code), [0])
+            centred = total[0] - T.int32(self.count * self.zero_point)
+            T.buffer_store(y, self.rounding.integer(centred), [self.y.at(i)])
+
+    def oracle(self, x: Array) -> Array:
+        """By numpy's sum."""
+        every = View(
+            (*self.kept.shape, *self.summed.shape),
+            (*self.kept.strides, *self.summed.strides),
+            self.kept.offset,
+        ).read(x)
+        axes = tuple(range(len(self.kept.shape), every.ndim))
+        total = every.astype(np.int64).sum(axis=axes) - self.count * self.zero_point
+        return self.rounding.oracle(total, 0, 0)
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """y = min(high, (2 e numerator + s) // (2 s)), e = exp_table[max - x], s = sum e.
+
+    rows: x and y over all axes but one. along: x and y over that one.
+    """
+
+    rows: tuple[View, View]
+    along: tuple[View, View]
+    numerator: int
+    high: int
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """exp_table int32 [256]; x and y uint8."""
+        x, y = (r.size + a.size - 1 for r, a in zip(self.rows, self.along, strict=True))
+        return (
+            Parameter("exp_table", "int32", 256),
+            Parameter("x", "uint8", x),
+            Parameter("y", "uint8", y),
+        )
+
+    def emit(self, exp_table: Buffer, x: Buffer, y: Buffer) -> None:
+        """Three passes over a row: maximum, sum, quotient."""
+        (rows, to_rows), (along, to_along) = self.rows, self.along
+        length = along.shape[0]
+        with nest(rows.shape, length) as i:
+            top, total = local_scalar("int32", 0), local_scalar("int32", 0)
+
+            def code(j: Expr) -> Expr:
+                return T.Cast("int32", x[_both(rows, along, i, [j])])
+
+            with T.serial(0, length) as j:
+                T.buffer_store(top, T.max(top[0], code(j)), [0])
+            with T.serial(0, length) as j:
+                T.buffer_store(total, total[0] + exp_table[top[0] - code(j)], [0])
+            with T.serial(0, length) as j:
+                twice = exp_table[top[0] - code(j)] * T.int32(2 * self.numerator)
+                share = tirx.truncdiv(twice + total[0], total[0] * T.int32(2))
+                limited = T.Cast("uint8", T.min(share, T.int32(self.high)))
+                T.buffer_store(y, limited, [_both(to_rows, to_along, i, [j])])
+
+    def oracle(self, exp_table: Array, x: Array) -> Array:
+        """Rows first, the axis last."""
+        rows, along = self.rows[0], self.along[0]
+        shape, strides = (*rows.shape, *along.shape), (*rows.strides, *along.strides)
+        codes = View(shape, strides, rows.offset).read(x).astype(np.int64)
+        e = exp_table.astype(np.int64)[codes.max(axis=-1, keepdims=True) - codes]
+        total = e.sum(axis=-1, keepdims=True)
+        share = (2 * e * self.numerator + total) // (2 * total)
+        return np.minimum(share, self.high).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """y = the largest code of each window; places outside the input never win.
+
+    x, y: [n, channels, *spatial].
+    """
+
+    x: View
+    y: View
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads_before: tuple[int, ...]
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """x and y uint8."""
+        return Parameter("x", "uint8", self.x.size), Parameter("y", "uint8", self.y.size)
+
+    def emit(self, x: Buffer, y: Buffer) -> None:
+        """Loops in y's order of memory; the window inside."""
+        order = sorted(range(len(self.y.shape)), key=lambda a: -self.y.strides[a])
+        extents = [self.y.shape[axis] for axis in order]
+        with nest(extents, int(np.prod(self.kernel))) as variables:
+            at = dict(zip(order, variables, strict=True))
+            n, c, *where = (at[axis] for axis in range(len(order)))
+            best = local_scalar("uint8", 0)
+            with nest(self.kernel, 0) as offsets:
+                places = [
+                    p * s + k * d - b
+                    for p, s, k, d, b in zip(
+                        where, self.strides, offsets, self.dilations, self.pads_before, strict=True
+                    )
+                ]
+                sizes = zip(places, self.x.shape[2:], strict=True)
+                inside = [test for p, size in sizes for test in (p >= 0, p < size)]
+                with T.If(tirx.all(*inside)), T.Then():
+                    code = x[self.x.at([n, c, *places])]
+                    T.buffer_store(best, T.max(best[0], code), [0])
+            T.buffer_store(y, best[0], [self.y.at([n, c, *where])])
+
+    def oracle(self, x: Array) -> Array:
+        """Window by window."""
+        codes, out = self.x.read(x), np.zeros(self.y.shape, np.uint8)
+        for place in np.ndindex(*self.y.shape[2:]):
+            for offset in np.ndindex(*self.kernel):
+                at = [
+                    p * s + k * d - b
+                    for p, s, k, d, b in zip(
+                        place, self.strides, offset, self.dilations, self.pads_before, strict=True
+                    )
+                ]
+                if all(0 <= i < size for i, size in zip(at, codes.shape[2:], strict=True)):
+                    window = out[(slice(None), slice(None), *place)]
+                    np.maximum(window, codes[(slice(None), slice(None), *at)], out=window)
+        return out

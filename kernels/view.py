@@ -1,0 +1,76 @@
+"""Where the elements of tensors are in flat buffers. No TVM here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class View:
+    """Where the elements of a tensor are in a flat buffer: offset + sum index * stride."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of elements that indices reach, from the buffer's start."""
+        ends = ((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        return self.offset + sum(ends) + 1 if all(self.shape) else 0
+
+    def at(self, indices: Sequence[Any]) -> Any:
+        """The flat index of an element."""
+        terms = [i * s for i, s in zip(indices, self.strides, strict=True) if s]
+        return sum(terms, self.offset)
+
+    def read(self, flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The tensor as a numpy view of a flat buffer."""
+        bytes_ = [s * flat.itemsize for s in self.strides]
+        return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, bytes_)
+
+    def broadcast(self, shape: Sequence[int]) -> View:
+        """The same elements seen with a larger shape; repeated axes have stride 0."""
+        missing = len(shape) - len(self.shape)
+        strides = [0] * missing + [
+            0 if mine == 1 and whole != 1 else stride
+            for mine, whole, stride in zip(
+                self.shape, shape[missing:], self.strides, strict=True
+            )
+        ]
+        return View(tuple(shape), tuple(strides), self.offset)
+
+
+def collapse(views: Sequence[View]) -> tuple[tuple[int, ...], tuple[View, ...]]:
+    """The loops over views of one shape: outermost first, in the last view's order of memory.
+
+    Axes of one element are dropped and neighbours that every view walks as one are merged.
+    Returns the loops' extents and each view in terms of them.
+    """
+    shape = views[-1].shape
+    axes = sorted(
+        (axis for axis in range(len(shape)) if shape[axis] != 1),
+        key=lambda axis: (-views[-1].strides[axis], axis),
+    )
+    extents: list[int] = []
+    strides: list[list[int]] = [[] for _ in views]
+    for axis in axes:
+        steps = [view.strides[axis] for view in views]
+        mergeable = extents and all(
+            kept[-1] == step * shape[axis] for kept, step in zip(strides, steps, strict=True)
+        )
+        if mergeable:
+            extents[-1] *= shape[axis]
+        else:
+            extents.append(shape[axis])
+        for kept, step in zip(strides, steps, strict=True):
+            kept[-1:] = [step] if mergeable else [*kept[-1:], step]
+    loops = tuple(extents)
+    return loops, tuple(
+        View(loops, tuple(kept), view.offset) for kept, view in zip(strides, views, strict=True)
+    )

@@ -1,0 +1,55 @@
+"""From a traced program to compiled code; the only file here that calls TVM's compiler."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import tvm
+
+from ptq.integer.program import Boundary, Program
+from ptq.kernels.view import View
+from ptq.targets.tvm.description import Description
+from ptq.targets.tvm.driver import Port, link_calls
+from ptq.targets.tvm.features import features_of
+from ptq.targets.tvm.lowering import Lowering
+from ptq.targets.tvm.memory_plan import MemoryPlan
+from ptq.targets.tvm.module import Compiled, describe
+from ptq.targets.tvm.steps import RULES
+from ptq.targets.tvm.trace import Trace
+
+
+def build(program: Program, traced: Trace, description: Description, reuse: bool) -> Compiled:
+    """Lower, plan memory, generate code."""
+    target = description.target()
+    lowering = Lowering(program, traced, features_of(target))
+    lowering.run(RULES)
+    inputs, outputs = (_ports(group, traced) for group in (program.inputs, program.outputs))
+    module, memory = link_calls(lowering, inputs, outputs, reuse=reuse)
+    executable = tvm.compile(module, target=tvm.target.Target(target, host=target))
+    entry = describe(
+        program, description, memory.size, traced.samples, traced.dynamic, traced.codes
+    )
+    kernels: dict[str, list[str]] = defaultdict(list)
+    for call in lowering.calls:
+        kernels[call.step].append(type(call.kernel).__name__)
+    return Compiled(
+        executable,
+        description.text,
+        bytes(lowering.blob),
+        entry,
+        {step: tuple(names) for step, names in kernels.items()},
+        _code_views(lowering, memory),
+    )
+
+
+def _ports(boundaries: tuple[Boundary, ...], traced: Trace) -> list[Port]:
+    return [Port(boundary.name, traced.codes[boundary.name]) for boundary in boundaries]
+
+
+def _code_views(lowering: Lowering, memory: MemoryPlan) -> dict[str, tuple[int, View]]:
+    """Where the codes of every value are, for those that the arena holds."""
+    return {
+        name: (memory.offsets[name], lowering.view(name))
+        for name in lowering.trace.codes
+        if name in memory.offsets
+    }

@@ -1,0 +1,134 @@
+"""The state of one lowering: kernel calls in order, constants in one blob, views of all tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ptq.integer.program import Program, Step
+from ptq.kernels.kernel import Kernel
+from ptq.kernels.view import View
+from ptq.plan import ActivationPlan
+from ptq.targets.tvm.layout import channels_last, view_of
+from ptq.targets.tvm.trace import Trace
+
+Array = npt.NDArray[Any]
+Rule = Callable[["Lowering", Any], None]
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A constant: `offset` bytes into the blob."""
+
+    offset: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Codes or scratch in the arena."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Feed:
+    """An input of the program, float32."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """An output of the program, float32."""
+
+    name: str
+
+
+Operand = Stored | Tensor | Feed | Result
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel call of a step; operands in the order of the kernel's parameters."""
+
+    step: str
+    kernel: Kernel
+    operands: tuple[Operand, ...]
+
+
+@dataclass
+class Lowering:
+    """Collects the calls of a program.
+
+    features: what the target's processor has, for the choice of kernels.
+    """
+
+    program: Program
+    trace: Trace
+    features: frozenset[str] = frozenset()
+    calls: list[Call] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    blob: bytearray = field(default_factory=bytearray)
+    _stored: dict[tuple[str, bytes], Stored] = field(default_factory=dict)
+    _last: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        ranks = {name: len(shape) for name, shape in self.trace.codes.items()}
+        self._last = channels_last(self.program, ranks)
+
+    def run(self, rules: Mapping[type[Step], Rule]) -> None:
+        """Lower every step by its class's rule."""
+        for step in self.program.steps:
+            rules[type(step)](self, step)
+
+    def plan(self, name: str) -> ActivationPlan:
+        """The grid of the codes of `name`."""
+        return self.program.codes[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the codes of `name`."""
+        return self.trace.codes[name]
+
+    def raw(self, name: str) -> Array:
+        """A raw value that does not depend on the input's content."""
+        if name in self.trace.raw:
+            return self.trace.raw[name]
+        constant = self.program.constants[name]
+        return constant if isinstance(constant, np.ndarray) else constant.numpy()
+
+    def view(self, name: str) -> View:
+        """Where the codes of `name` are in their tensor."""
+        return view_of(self.trace.codes[name], name in self._last)
+
+    def codes(self, name: str) -> Operand:
+        """The codes of `name` as an operand; constants go into the blob, in their layout."""
+        if name in self.program.code_constants:
+            flat = np.zeros(self.view(name).size, np.uint8)
+            self.view(name).read(flat)[...] = self.program.code_constants[name]
+            return self.constant(flat)
+        self.sizes[name] = self.view(name).size
+        return Tensor(name)
+
+    def scratch(self, name: str, size_bytes: int) -> Tensor:
+        """Memory that lives for the calls that name it."""
+        self.sizes[name] = size_bytes
+        return Tensor(name)
+
+    def constant(self, array: Array) -> Stored:
+        """Put an array into the blob, once."""
+        data = np.ascontiguousarray(array).tobytes()
+        key = (array.dtype.str, data)
+        if key not in self._stored:
+            self.blob.extend(bytes(-len(self.blob) % ALIGNMENT))
+            self._stored[key] = Stored(len(self.blob))
+            self.blob.extend(data)
+        return self._stored[key]
+
+    def call(self, step: str, kernel: Kernel, *operands: Operand) -> None:
+        """Append a call."""
+        self.calls.append(Call(step, kernel, operands))

@@ -1,0 +1,169 @@
+"""Steps that only move codes: the reference moves element numbers, and the result is the map.
+
+So no operator is written twice: where the map is one of strides it becomes a copy, where it is not
+it becomes a table. Pooling, which computes, has its own kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ptq.integer import movement
+from ptq.integer.program import Apply, Ref
+from ptq.kernels.movement import Copy, Fill, Take
+from ptq.kernels.reduction import MaxPool
+from ptq.kernels.view import View
+from ptq.targets.tvm.lowering import Lowering
+
+Index = npt.NDArray[np.int64]
+
+
+def apply(state: Lowering, step: Apply) -> None:
+    """Raw values are known already; codes are pooled or moved."""
+    if not any(ref.codes for ref in step.outputs):
+        return
+    if step.op_type in POOLS:
+        POOLS[step.op_type](state, step)
+        return
+    for ref, index in zip(step.outputs, _moved(state, step), strict=True):
+        _move(state, step, ref.name, index)
+
+
+def _max_pool(state: Lowering, step: Apply) -> None:
+    name = _first(step).name
+    x, y = state.view(name), state.view(step.outputs[0].name)
+    options: dict[str, Any] = {attr.name: attr.value for attr in step.attributes}
+    window = tuple(options["kernel_shape"])
+    ones = (1,) * len(window)
+    strides = tuple(options.get("strides", ones))
+    dilations = tuple(options.get("dilations", ones))
+    extent = [(k - 1) * d + 1 for k, d in zip(window, dilations, strict=True)]
+    pads = movement.pool_pads(options, x.shape[2:], extent, strides)
+    kernel = MaxPool(x, y, window, strides, dilations, tuple(pads[: len(window)]))
+    state.call(step.name, kernel, state.codes(name), state.codes(step.outputs[0].name))
+
+
+def _reduce_max(state: Lowering, step: Apply) -> None:
+    """Global pooling: a window as large as the image."""
+    name = _first(step).name
+    x, y = state.view(name), state.view(step.outputs[0].name)
+    window = x.shape[2:]
+    ones, zeros = (1,) * len(window), (0,) * len(window)
+    kernel = MaxPool(x, _with_axes_of(y, x), window, ones, ones, zeros)
+    state.call(step.name, kernel, state.codes(name), state.codes(step.outputs[0].name))
+
+
+def _with_axes_of(y: View, x: View) -> View:
+    """y [n, channels] or [n, channels, 1, ...] with as many axes as x."""
+    missing = len(x.shape) - 2
+    return View((*y.shape[:2], *[1] * missing), (*y.strides[:2], *[1] * missing), y.offset)
+
+
+POOLS = {"MaxPool": _max_pool, "ReduceMax": _reduce_max}
+
+
+def _first(step: Apply) -> Ref:
+    ref = step.inputs[0]
+    assert ref is not None
+    return ref
+
+
+def _sources(step: Apply) -> list[str]:
+    """Code operands of a step, in order, each once."""
+    return list(dict.fromkeys(ref.name for ref in step.inputs if ref is not None and ref.codes))
+
+
+def _moved(state: Lowering, step: Apply) -> list[Index]:
+    """For every output: which element each one is.
+
+    Elements are numbered through the code operands one after another; a constant code c, of
+    padding, is -1 - c.
+    """
+    numbers, start = {}, 0
+    for name in _sources(step):
+        shape = state.shape(name)
+        size = int(np.prod(shape, dtype=np.int64))
+        numbers[name] = np.arange(start, start + size).reshape(shape)
+        start += size
+    operands: list[npt.NDArray[Any] | None] = []
+    for position, ref in enumerate(step.inputs):
+        if ref is None:
+            operands.append(None)
+        elif ref.codes:
+            operands.append(numbers[ref.name])
+        else:
+            raw = state.raw(ref.name)
+            is_code = step.op_type == "Pad" and position == 2
+            operands.append(-1 - raw.astype(np.int64) if is_code else raw)
+    return movement.apply(step, operands, state.program.opset, {})
+
+
+def _move(state: Lowering, step: Apply, output: str, index: Index) -> None:
+    """Padding first, then one copy for every operand that the output has elements of."""
+    constants = np.unique(index[index < 0])
+    if len(constants):
+        whole = View((state.view(output).size,), (1,))
+        state.call(step.name, Fill(whole, int(-1 - constants[0])), state.codes(output))
+    start = 0
+    for name in _sources(step):
+        addresses = _addresses(state.view(name))
+        mine = (index >= start) & (index < start + len(addresses))
+        if mine.any():
+            places = np.where(mine, addresses[np.where(mine, index - start, 0)], -1)
+            _copy(state, step, name, output, places)
+        start += len(addresses)
+
+
+def _addresses(view: View) -> Index:
+    """Where each element is, in row-major order of the elements."""
+    grids = np.indices(view.shape).reshape(len(view.shape), -1)
+    strides = np.asarray(view.strides, np.int64).reshape(1, -1)
+    return np.asarray(view.offset + (strides @ grids)[0], np.int64)
+
+
+def _copy(state: Lowering, step: Apply, source: str, output: str, places: Index) -> None:
+    """y = x[places] where places is not negative: by strides if they tell it, else by a table."""
+    y = state.view(output)
+    operands = state.codes(source), state.codes(output)
+    box = _box(places >= 0)
+    inner = places[box]
+    x = _strided(inner)
+    if x is not None:
+        offset = y.offset + sum(
+            part.start * stride for part, stride in zip(box, y.strides, strict=True)
+        )
+        state.call(step.name, Copy(x, replace(y, shape=inner.shape, offset=offset)), *operands)
+        return
+    flat = np.full(y.size, -1, np.int32)
+    y.read(flat)[...] = places
+    kernel = Take(state.view(source).size, View((y.size,), (1,)))
+    state.call(step.name, kernel, state.constant(flat), *operands)
+
+
+def _box(mask: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
+    """The smallest box that holds every element that is set."""
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(a for a in range(mask.ndim) if a != axis)
+        found = np.flatnonzero(mask.any(axis=others))
+        box.append(slice(int(found[0]), int(found[-1]) + 1))
+    return tuple(box)
+
+
+def _strided(places: Index) -> View | None:
+    """places as offset + sum index * stride, or None."""
+    if not places.ndim or (places < 0).any():
+        return None if places.ndim else View((), (), int(places))
+    origin = int(places[(0,) * places.ndim])
+    strides = []
+    for axis, size in enumerate(places.shape):
+        second = [0] * places.ndim
+        second[axis] = 1
+        strides.append(int(places[tuple(second)]) - origin if size > 1 else 0)
+    view = View(places.shape, tuple(strides), origin)
+    told = _addresses(view).reshape(places.shape)
+    return view if min(strides, default=0) >= 0 and (told == places).all() else None

@@ -1,0 +1,200 @@
+"""Every step of the integer program as kernel calls: one function a class, one table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ptq.integer import program as steps
+from ptq.integer.arithmetic import Requantizer
+from ptq.kernels import boundary, convolution, elementwise, reduction
+from ptq.kernels.requantize import Rounding, channel_ratios
+from ptq.kernels.view import View
+from ptq.targets.tvm.fast import fast_convolution, fast_gemm
+from ptq.targets.tvm.layout import view_of
+from ptq.targets.tvm.lowering import Feed, Lowering, Operand, Result, Rule
+from ptq.targets.tvm.moves import apply
+
+
+def quantize(state: Lowering, step: steps.Quantize) -> None:
+    """Float input, row-major -> codes in their layout."""
+    grid, shape = state.plan(step.value), state.shape(step.value)
+    kernel = boundary.Quantize(
+        view_of(shape, False), state.view(step.value), float(grid.scale),
+        grid.zero_point, grid.low, grid.high,
+    )  # fmt: skip
+    state.call(step.name, kernel, Feed(step.value), state.codes(step.value))
+
+
+def dequantize(state: Lowering, step: steps.Dequantize) -> None:
+    """Codes -> float output, row-major; only outputs of the program are ever dequantised."""
+    grid, shape = state.plan(step.value), state.shape(step.value)
+    kernel = boundary.Dequantize(
+        state.view(step.value), view_of(shape, False), float(grid.scale), grid.zero_point
+    )
+    state.call(step.name, kernel, state.codes(step.value), Result(step.value))
+
+
+def add(state: Lowering, step: steps.Add) -> None:
+    """Operands broadcast to the output's shape."""
+    shape = state.shape(step.output)
+    kernel = elementwise.Add(
+        state.view(step.a).broadcast(shape),
+        state.view(step.b).broadcast(shape),
+        state.view(step.output),
+        step.multipliers,
+        (state.plan(step.a).zero_point, state.plan(step.b).zero_point),
+        Rounding.of(step.requantizer),
+    )
+    operands = (state.codes(name) for name in (step.a, step.b, step.output))
+    state.call(step.name, kernel, *operands)
+
+
+def multiply(state: Lowering, step: steps.Multiply) -> None:
+    """Operands broadcast to the output's shape."""
+    shape = state.shape(step.output)
+    kernel = elementwise.Multiply(
+        state.view(step.a).broadcast(shape),
+        state.view(step.b).broadcast(shape),
+        state.view(step.output),
+        (state.plan(step.a).zero_point, state.plan(step.b).zero_point),
+        Rounding.of(step.requantizer),
+    )
+    operands = (state.codes(name) for name in (step.a, step.b, step.output))
+    state.call(step.name, kernel, *operands)
+
+
+def lookup(state: Lowering, step: steps.Lookup) -> None:
+    """One table, or one a channel."""
+    shape = state.shape(step.output)
+    strides = [0] * len(shape)
+    if step.axis is not None:
+        strides[step.axis] = 256
+    kernel = elementwise.Lookup(
+        state.view(step.input), View(shape, tuple(strides)), state.view(step.output)
+    )
+    table = state.constant(step.table.reshape(-1))
+    state.call(step.name, kernel, table, state.codes(step.input), state.codes(step.output))
+
+
+def mean(state: Lowering, step: steps.Mean) -> None:
+    """The axes that stay are walked in the output's order, which may lack the others."""
+    x, y = state.view(step.input), state.view(step.output)
+    axes = {axis % len(x.shape) for axis in step.axes}
+    kept = [axis for axis in range(len(x.shape)) if axis not in axes]
+    if step.keepdims:
+        y = _pick(y, kept)
+    kernel = reduction.Mean(
+        _pick(x, kept),
+        _pick(x, sorted(axes)),
+        y,
+        state.plan(step.input).zero_point,
+        Rounding.of(step.requantizer),
+    )
+    state.call(step.name, kernel, state.codes(step.input), state.codes(step.output))
+
+
+def softmax(state: Lowering, step: steps.Softmax) -> None:
+    """Rows are all axes but one."""
+    views = state.view(step.input), state.view(step.output)
+    axis = step.axis % len(views[0].shape)
+    rest = [other for other in range(len(views[0].shape)) if other != axis]
+    x, y = views
+    kernel = reduction.Softmax(
+        (_pick(x, rest), _pick(y, rest)), (_pick(x, [axis]), _pick(y, [axis])),
+        step.numerator, step.high,
+    )  # fmt: skip
+    table = state.constant(step.exp_table.astype(np.int32))
+    state.call(step.name, kernel, table, state.codes(step.input), state.codes(step.output))
+
+
+def _pick(view: View, axes: list[int]) -> View:
+    """The view over some of its axes, at index 0 of the others."""
+    shape, strides = (tuple(part[axis] for axis in axes) for part in (view.shape, view.strides))
+    return replace(view, shape=shape, strides=strides)
+
+
+def convolve(state: Lowering, step: steps.Convolve) -> None:
+    """A fast kernel if there is one for this shape and processor."""
+    if fast_convolution(state, step):
+        return
+    kernel = convolution.Convolve(
+        state.view(step.input),
+        state.view(step.output),
+        step.weight.shape,
+        step.strides,
+        step.dilations,
+        step.pads[: len(step.strides)],
+        step.groups,
+        state.plan(step.input).zero_point,
+        Rounding.of(step.requantizer),
+    )
+    constants = _constants(state, step.requantizer, step.bias)
+    state.call(
+        step.name, kernel, state.constant(step.weight.reshape(-1)), *constants,
+        state.codes(step.input), state.codes(step.output),
+    )  # fmt: skip
+
+
+def gemm(state: Lowering, step: steps.Gemm) -> None:
+    """A fast kernel if there is one for this processor."""
+    if fast_gemm(state, step):
+        return
+    a, y = state.view(step.input), state.view(step.output)
+    b = View(step.weight.shape, (step.weight.shape[1], 1))
+    zero_points = (state.plan(step.input).zero_point, 0)
+    rounding = Rounding.of(step.requantizer)
+    one = len(a.shape) == 1  # a vector: one row
+    if one:
+        a, y = (View((1, *v.shape), (v.size, *v.strides), v.offset) for v in (a, y))
+    kernel = convolution.MatMul(
+        a, b.broadcast((*y.shape[:-2], *b.shape)), y, zero_points, "int8", rounding
+    )
+    columns = step.weight.shape[1]
+    bias = step.bias if step.bias is not None else np.zeros(columns, np.int32)
+    constants = _constants(state, step.requantizer, bias)
+    state.call(
+        step.name, kernel, state.constant(step.weight.reshape(-1)), *constants,
+        state.codes(step.input), state.codes(step.output),
+    )  # fmt: skip
+
+
+def matmul(state: Lowering, step: steps.MatMul) -> None:
+    """Batched; the batch axes of the operands broadcast."""
+    a, b, y = (state.view(name) for name in (step.a, step.b, step.output))
+    batch = y.shape[:-2]
+    kernel = convolution.MatMul(
+        a.broadcast((*batch, *a.shape[-2:])),
+        b.broadcast((*batch, *b.shape[-2:])),
+        y,
+        (state.plan(step.a).zero_point, state.plan(step.b).zero_point),
+        "uint8",
+        Rounding.of(step.requantizer),
+    )
+    constants = _constants(state, step.requantizer, np.zeros(y.shape[-1], np.int32))
+    state.call(
+        step.name, kernel, state.codes(step.b), *constants,
+        state.codes(step.a), state.codes(step.output),
+    )  # fmt: skip
+
+
+def _constants(state: Lowering, requantizer: Requantizer, bias: np.ndarray) -> list[Operand]:
+    """bias, multiplier and shift of every channel."""
+    ratios = channel_ratios(requantizer, len(bias))
+    return [state.constant(array) for array in (bias.astype(np.int32), *ratios)]
+
+
+RULES: dict[type[steps.Step], Rule] = {
+    steps.Quantize: quantize,
+    steps.Dequantize: dequantize,
+    steps.Convolve: convolve,
+    steps.Gemm: gemm,
+    steps.MatMul: matmul,
+    steps.Add: add,
+    steps.Multiply: multiply,
+    steps.Lookup: lookup,
+    steps.Mean: mean,
+    steps.Softmax: softmax,
+    steps.Apply: apply,
+}
