@@ -35,6 +35,7 @@ from ptq.report.options import (
     preprocess_of,
 )
 from ptq.report.resources import RUN, kept_if_interrupted
+from ptq.report.target_option import Target, is_compiled
 
 if TYPE_CHECKING:
     from ptq.recipe import Recipe
@@ -95,7 +96,7 @@ class _Quantize(BudgetChoices, Choices):
     click.option(
         "--effort", type=click.Choice(EFFORTS), help="Time for accuracy.  [default: fast]"
     ),
-    click.option("--target", type=click.Choice(TARGETS), help="What to write.  [default: onnx]"),
+    click.option("--target", type=Target(), help="What to write.  [default: onnx]"),
     click.option("--io", type=click.Choice(("float", "integer")), help="Type of in- and outputs."),
     click.option(
         "--cpu",
@@ -126,14 +127,15 @@ def quantize(options: _Quantize) -> None:
         **_for_the_data(options),
         grid=options.grid,
         effort=options.effort,
-        target=options.target,
+        target=None if is_compiled(options.target) else options.target,
         io=options.io,
         cpu=options.cpu,
         seed=options.seed,
     )
     stem = options.model.name.removesuffix(".onnx").removesuffix(".pt2")
     precision = "mixed" if options.any() else recipe.precision
-    out = options.output or options.model.with_name(f"{stem}.{precision}.onnx")
+    suffix = ".so" if is_compiled(options.target) else ".onnx"
+    out = options.output or options.model.with_name(f"{stem}.{precision}{suffix}")
     artifact.check(out, force=options.force, sources=[options.model])
     if options.model.suffix == ".pt2":
         options = replace(options, model=_exported(options, out.with_name(f"{stem}.onnx")))
@@ -176,6 +178,7 @@ def _what_bits_mean(recipe: Recipe) -> str:
 
 def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
     """Quantise, measure, write; returns the report."""
+    from ptq.compilation import check_target, save_compiled
     from ptq.evaluate import Samples, check_evaluation
     from ptq.mixed.within import quantize_within
     from ptq.pipeline import RunOptions, quantize
@@ -186,6 +189,8 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
 
     preprocess = preprocess_of(options.preprocess)
     memory = options.memory or RunOptions.memory_bytes
+    if is_compiled(options.target):
+        recipe = check_target(str(options.target), recipe)
     with progress(quiet=options.quiet) as show, kept_if_interrupted(out) as work:
         if options.evaluation is not None:
             check_evaluation(options.model, options.evaluation, preprocess)
@@ -205,7 +210,11 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
             data = Samples(options.calib, options.evaluation, result.preprocess, seed=recipe.seed)
             report = measure(report, result, data, options.model, show)
         show("write", 0, None)
-        artifact.save(result, out, force=options.force, report=report, source=options.model)
+        if is_compiled(options.target):
+            target = str(options.target)
+            save_compiled(result, out, target, report, options.model, force=options.force)
+        else:
+            artifact.save(result, out, force=options.force, report=report, source=options.model)
     return report
 
 

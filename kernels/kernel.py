@@ -37,11 +37,11 @@ class Kernel(Protocol):
         """The buffers, in the order of the call; the last is written, the others are read."""
         ...
 
-    def emit(self, *buffers: Buffer) -> None:
+    def emit(self, *buffers: Any, **unused: Any) -> None:
         """Build the loops; called inside a PrimFunc."""
         ...
 
-    def oracle(self, *arrays: Array) -> Array:
+    def oracle(self, *arrays: Any, **unused: Any) -> Array:
         """What the last buffer holds afterwards, from all the others, in numpy."""
         ...
 

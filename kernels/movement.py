@@ -1,4 +1,4 @@
-"""Codes that only change their place: strided copies, a fill, and a table where strides do not do."""
+"""Codes that only change their place: strided copies, a fill, and a table of places."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class Softmax:
         e = exp_table.astype(np.int64)[codes.max(axis=-1, keepdims=True) - codes]
         total = e.sum(axis=-1, keepdims=True)
         share = (2 * e * self.numerator + total) // (2 * total)
-        return np.minimum(share, self.high).astype(np.uint8)
+        return np.asarray(np.minimum(share, self.high), np.uint8)
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,7 @@ class View:
         missing = len(shape) - len(self.shape)
         strides = [0] * missing + [
             0 if mine == 1 and whole != 1 else stride
-            for mine, whole, stride in zip(
-                self.shape, shape[missing:], self.strides, strict=True
-            )
+            for mine, whole, stride in zip(self.shape, shape[missing:], self.strides, strict=True)
         ]
         return View(tuple(shape), tuple(strides), self.offset)
 

@@ -54,7 +54,7 @@ def staged(folder: Path, *, force: bool = False) -> Iterator[Path]:
     """A temporary folder inside `folder`; its files are moved to `folder` when the block ends.
 
     Either all files arrive or none: on any exception, Ctrl-C included, `folder` is as it was.
-    A file whose name ends in .onnx arrives last, so that its side files are there when it is.
+    A model (.onnx, .so) arrives last, so that its side files are there when it is.
 
     Raises:
         OutputError: not writable, disk full, or a file exists and `force` is not set.
@@ -65,7 +65,9 @@ def staged(folder: Path, *, force: bool = False) -> Iterator[Path]:
         raise OutputError(_cannot_write(folder, error)) from error
     try:
         yield stage
-        names = sorted((p.name for p in stage.iterdir()), key=lambda n: (n.endswith(".onnx"), n))
+        names = sorted(
+            (p.name for p in stage.iterdir()), key=lambda n: (n.endswith((".onnx", ".so")), n)
+        )
         _require_free(folder, names, force)
         mode = _usual_mode(stage)
         for name in names:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -85,7 +86,8 @@ class Module:
             np.empty((calls * port.shape[0], *port.shape[1:]) if port.shape else (), np.float32)
             for port in self.outputs
         ]
-        flat = [tvm_ffi.from_dlpack(array.reshape(-1)) for array in (*given, *made, self.arena)]
+        buffers: list[Array] = [*given, *made, self.arena]
+        flat = [tvm_ffi.from_dlpack(array.reshape(-1)) for array in buffers]
         with self._lock:
             self.entry(calls, *flat)
         return {port.name: array for port, array in zip(self.outputs, made, strict=True)}
@@ -119,8 +121,8 @@ def load(path: str | Path, *, threads: int | None = None) -> Module:
         MissingDependencyError: the runtime is not installed.
     """
     path = Path(path).resolve()
-    described = _description(path)
     tvm_ffi = _load_runtime(path.parent)
+    described = _description(path)
     if threads is not None:
         tvm_ffi.get_global_func("runtime.config_threadpool")(1, threads)
     return Module(
@@ -158,6 +160,8 @@ def _load_runtime(folder: Path) -> Any:
         raise MissingDependencyError(
             "running a TVM module needs apache-tvm-ffi: pip install 'ptq-compiler[tvm]'"
         )
+    # Else it imports torch where it is installed, to convert torch's tensors faster.
+    os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
     import tvm_ffi
 
     candidates = [folder / RUNTIME_LIBRARY]

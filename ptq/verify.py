@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ptq import runtime
 from ptq.calib_data import InputSpec, Preprocess, open_calibration
+from ptq.errors import MissingDependencyError
 from ptq.integer.program import Program
 from ptq.model import load
 from ptq.passes.prepare import prepare
 from ptq.report.artifact import Manifest, float_source, load_manifest, load_program
-from ptq.report.verification import Subject, Verification, verify
+from ptq.report.verification import Runners, Subject, Verification, verify
 from ptq.targets import TARGETS
 from ptq.targets.names import code_names
+from ptq.targets.tvm.runners import Deployed, tapped_twin
 
 _LOG = logging.getLogger("ptq")
 
@@ -62,7 +65,11 @@ def verify_file(
     options = options or VerifyOptions()
     manifest, program = load_manifest(model), load_program(model).program
     io = manifest.recipe.io
-    target = TARGETS[options.target](program, io=io) if options.target else load(model)
+    target: ir.Model | Runners
+    if options.target is not None:
+        target = TARGETS[options.target](program, io=io)
+    else:
+        target = _compiled(model, program, options) if model.suffix == ".so" else load(model)
     calibration = open_calibration(
         options.calib,
         boundary_specs(program),
@@ -92,6 +99,17 @@ def boundary_specs(program: Program) -> tuple[InputSpec, ...]:
         )
         for boundary in program.inputs
     )
+
+
+def _compiled(model: Path, program: Program, options: VerifyOptions) -> Runners:
+    """A compiled module, and its tapped twin if the compiler is there."""
+    module = runtime.load(model, threads=options.threads)
+    try:
+        twin = tapped_twin(program, module, options.threads)
+    except MissingDependencyError as error:
+        _LOG.warning("%s: outputs only are compared, because %s", model, error)
+        return Runners(Deployed(module), None, {})
+    return Runners(Deployed(module), twin, {name: name for name in twin.views})
 
 
 def _float_model(model: Path, manifest: Manifest, options: VerifyOptions) -> ir.Model | None:

@@ -147,6 +147,7 @@ def pool_pads(
     extent: Sequence[int],
     strides: Sequence[int],
 ) -> list[int]:
+    """Padding of a pooling node, what `auto_pad` asks for included: all befores, all afters."""
     auto = str(options.get("auto_pad", "NOTSET"))
     n = len(extent)
     if not auto.startswith("SAME"):

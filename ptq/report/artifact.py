@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -120,10 +120,12 @@ def save(
     force: bool = False,
     report: Report | None = None,
     source: Path | None = None,
+    write: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the model and its side files, all or none.
 
     report: with measurements, else one is made without. source: the float model's file.
+    write: writes the model's file, if that is not what the target printed.
 
     Raises:
         OutputError: not writable, disk full, or a file exists and `force` is not set.
@@ -131,12 +133,14 @@ def save(
     out = Path(path)
     with staged(out.parent, force=force) as stage:
         staged_paths = SidePaths(stage / out.name)
-        _save_model(result.model, staged_paths)
+        if write is None:
+            _save_model(result.model, staged_paths)
+        else:
+            write(staged_paths.model)
         serial.save(result.program, result.plan, staged_paths.program)
-        written = sorted(stage.iterdir())
         manifest = Manifest(
             source=_source_record(source, out.parent),
-            files=tuple(FileRecord(p.name, sha256(p), p.stat().st_size) for p in written),
+            files=tuple(_records(stage)),
             recipe=result.recipe,
             seed=result.recipe.seed,
             preprocess=result.preprocess,
@@ -147,6 +151,39 @@ def save(
         )
         text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
         staged_paths.manifest.write_bytes(text)
+
+
+def save_again(
+    saved: serial.Saved,
+    manifest: Manifest,
+    out: Path,
+    write: Callable[[Path], None],
+    *,
+    force: bool = False,
+    source: Path | None = None,
+) -> None:
+    """Write the same network in another form, with the side files that belong to it.
+
+    write: writes the model's file. source: the float model's file, if it is still there.
+
+    Raises:
+        OutputError: not writable, disk full, or a file exists and `force` is not set.
+    """
+    with staged(out.parent, force=force) as stage:
+        paths = SidePaths(stage / out.name)
+        write(paths.model)
+        serial.save(saved.program, saved.plan, paths.program)
+        changed = replace(
+            manifest,
+            source=_source_record(source, out.parent) or manifest.source,
+            files=tuple(_records(stage)),
+            versions=versions(),
+        )
+        paths.manifest.write_bytes(msgspec.json.format(msgspec.json.encode(changed), indent=1))
+
+
+def _records(folder: Path) -> list[FileRecord]:
+    return [FileRecord(p.name, sha256(p), p.stat().st_size) for p in sorted(folder.iterdir())]
 
 
 def _save_model(model: ir.Model, paths: SidePaths) -> None:

@@ -15,7 +15,7 @@ from ptq.execute.taps import graph_values, tapped
 from ptq.histogram import Histogram
 from ptq.report.metrics import Fidelity
 from ptq.report.session import Batch, open_session
-from ptq.report.verification import Subject
+from ptq.report.verification import Runners, Subject
 
 Array = npt.NDArray[Any]
 
@@ -54,13 +54,14 @@ def tensors(
 ) -> dict[str, Tensor]:
     """Run both networks on every batch; value name -> what was seen, where both have the tensor.
 
+    Nothing without a float model, and for compiled modules, which have no names for tensors.
     batches: float inputs by name. progress: called with the number of samples done.
 
     Raises:
         UnsupportedModelError: onnxruntime does not load the target.
         CalibrationError: the samples do not fit.
     """
-    if subject.float_model is None:
+    if subject.float_model is None or isinstance(subject.target, Runners):
         return {}
     visible, known = graph_values(subject.target), graph_values(subject.float_model)
     names = {

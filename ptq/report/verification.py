@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,10 @@ from ptq.execute.float import FloatRunner
 from ptq.execute.taps import graph_values, tapped
 from ptq.integer.program import Program
 from ptq.integer.reference import Reference
+from ptq.plan import ActivationPlan
 from ptq.report.flow import after_islands, makers
 from ptq.report.metrics import Fidelity, Scores
-from ptq.report.session import Batch, Session, open_session
+from ptq.report.session import Batch, open_session
 
 Array = npt.NDArray[Any]
 
@@ -79,15 +80,41 @@ class Verification:
         return self.mismatches == 0
 
 
+class Runner(Protocol):
+    """Something that runs the target: a session of onnxruntime, or a compiled module."""
+
+    @property
+    def grids(self) -> Mapping[str, ActivationPlan]:
+        """Boundary values that are codes."""
+        ...
+
+    def feeds(self, batch: Batch) -> dict[str, Array]:
+        """What it is fed for a batch of float inputs."""
+        ...
+
+    def run(self, feeds: Batch) -> dict[str, Array]:
+        """Outputs by name for what `feeds` returned."""
+        ...
+
+
+@dataclass(frozen=True)
+class Runners:
+    """deployed: as users run it. tapped: gives the codes of values under the names `code_names`."""
+
+    deployed: Runner
+    tapped: Runner | None
+    code_names: Mapping[str, str]
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is verified.
 
-    target: the emitted model. code_names: value name -> the name of its codes in the target.
-    float_model: the prepared float model, or None to compare integers only.
+    target: the emitted model, or what runs it. code_names: value name -> the name of its codes in
+    the target. float_model: the prepared float model, or None to compare integers only.
     """
 
-    target: ir.Model
+    target: ir.Model | Runners
     program: Program
     code_names: Mapping[str, str]
     float_model: ir.Model | None = None
@@ -145,14 +172,14 @@ def verify(
         UnsupportedModelError: onnxruntime does not load the target.
         CalibrationError: the samples do not fit.
     """
-    visible = graph_values(subject.target)
-    names = {n: t for n, t in subject.code_names.items() if t in visible}
-    taps = tapped(subject.target, list(names.values()))
+    target = subject.target
+    runners = target if isinstance(target, Runners) else _open(target, subject.code_names, threads)
+    names = runners.code_names
     check = _Check(
         subject,
         Reference(subject.program),
-        open_session(subject.target, name="target", threads=threads),
-        open_session(taps, name="tapped target", threads=threads) if names else None,
+        runners.deployed,
+        runners.tapped,
         names,
         _float_runner(subject, names),
     )
@@ -163,6 +190,18 @@ def verify(
         if progress is not None:
             progress(tally.samples)
     return _verification(subject, tally)
+
+
+def _open(model: ir.Model, code_names: Mapping[str, str], threads: int | None) -> Runners:
+    """Sessions of a model as it is, and with the codes that it has as outputs."""
+    visible = graph_values(model)
+    names = {n: t for n, t in code_names.items() if t in visible}
+    taps = tapped(model, list(names.values()))
+    return Runners(
+        open_session(model, name="target", threads=threads),
+        open_session(taps, name="tapped target", threads=threads) if names else None,
+        names,
+    )
 
 
 def _float_runner(subject: Subject, names: Mapping[str, str]) -> FloatRunner | None:
@@ -181,8 +220,8 @@ class _Check:
 
     subject: Subject
     reference: Reference
-    session: Session
-    tapped: Session | None
+    session: Runner
+    tapped: Runner | None
     names: Mapping[str, str]
     floats: FloatRunner | None
 

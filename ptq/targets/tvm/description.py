@@ -37,7 +37,7 @@ class Description:
         kind, *parts = text.removeprefix(PREFIX).split(":")
         if kind not in KINDS or len(parts) > 2 or (kind == "c" and parts):
             raise UsageError(f"--target {text}: {WANTED}")
-        triple = parts.pop(0) if parts and parts[0].count("-") >= 2 and not _is_cpu(parts[0]) else ""
+        triple = parts.pop(0) if parts and _is_triple(parts[0]) else ""
         cpu, *features = (parts[0] if parts else "").split("+")
         if len(parts) > 1 or (parts and not cpu and not features):
             raise UsageError(f"--target {text}: {WANTED}")
@@ -84,9 +84,9 @@ class Description:
         return Target(options)
 
 
-def _is_cpu(part: str) -> bool:
-    """x86-64-v3 has as many dashes as a triple."""
-    return part.startswith("x86-64")
+def _is_triple(part: str) -> bool:
+    """x86_64-linux-gnu is one; the CPU x86-64-v3 has as many dashes."""
+    return part.count("-") >= 2 and not part.startswith("x86-64")
 
 
 def require_tvm() -> None:

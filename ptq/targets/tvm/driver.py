@@ -53,7 +53,7 @@ def link_calls(
         if call.kernel not in kernels:
             name = f"{title(call.kernel)}_{len(kernels)}"
             kernels[call.kernel] = GlobalVar(name), prim_func(call.kernel, name)
-    functions = {var: function for var, function in kernels.values()}
+    functions = dict(kernels.values())
     names = {kernel: var for kernel, (var, _) in kernels.items()}
     entry = _entry(lowering, names, inputs, outputs, memory)
     return IRModule({**functions, GlobalVar(ENTRY): entry}), memory
@@ -69,7 +69,7 @@ def _entry(
     """ptq_run(batch, inputs..., outputs..., arena uint8): every buffer flat, [batch * size]."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(ENTRY)
-        batch = T.arg("batch", T.var("int32", "batch"))
+        batch = T.arg("batch", tirx.Var("batch", "int32"))
         ports: dict[Operand, Any] = {}
         for kind, group in ((Feed, inputs), (Result, outputs)):
             for number, port in enumerate(group):
@@ -100,4 +100,3 @@ def _pointer(
         return tirx.address_of(arena[memory.offsets[operand.name]])
     buffer, size = ports[operand]
     return tirx.address_of(buffer[sample * size])
-

@@ -36,7 +36,7 @@ __attribute__((visibility("hidden"))) void* ptq_weights(void) {{ return (void*)p
 
 
 @dataclass(frozen=True)
-class Options:
+class CompileOptions:
     """How to compile.
 
     target: what `Description.parse` reads. batch: samples a call, or None for any number.
@@ -78,7 +78,7 @@ class Compiled:
             self.executable.export_library(str(path), fcompile=create, addons=[str(glue)])
 
 
-def compile_program(program: Program, options: Options | None = None) -> Compiled:
+def compile_program(program: Program, options: CompileOptions | None = None) -> Compiled:
     """Compile `program` to kernels and an entry function.
 
     Raises:
@@ -86,7 +86,7 @@ def compile_program(program: Program, options: Options | None = None) -> Compile
         MissingDependencyError: TVM is not installed.
         UsageError: an unknown target.
     """
-    options = options or Options()
+    options = options or CompileOptions()
     description = Description.parse(options.target)
     require_support(program)
     require_tvm()
@@ -143,4 +143,3 @@ def describe(
         "samples": samples,
         "dynamic_batch": dynamic,
     }
-

@@ -8,7 +8,7 @@ import numpy as np
 
 from ptq.integer import program as steps
 from ptq.integer.arithmetic import Requantizer
-from ptq.kernels import boundary, convolution, elementwise, reduction
+from ptq.kernels import boundary, convolution, elementwise, normalization, reduction
 from ptq.kernels.requantize import Rounding, channel_ratios
 from ptq.kernels.view import View
 from ptq.targets.tvm.fast import fast_convolution, fast_gemm
@@ -109,6 +109,20 @@ def softmax(state: Lowering, step: steps.Softmax) -> None:
     state.call(step.name, kernel, table, state.codes(step.input), state.codes(step.output))
 
 
+def normalize(state: Lowering, step: steps.Normalize) -> None:
+    """Rows are all axes but the last."""
+    x, y = state.view(step.input), state.view(step.output)
+    *rest, last = range(len(x.shape))
+    kernel = normalization.Normalize(
+        (_pick(x, rest), _pick(y, rest)), (_pick(x, [last]), _pick(y, [last])),
+        state.plan(step.input).zero_point, step.centred, step.epsilon, step.shift,
+        step.inverse_bits, Rounding.of(step.requantizer),
+    )  # fmt: skip
+    constants = (state.constant(part.astype(np.int64)) for part in (step.gain, step.offset))
+    operands = (state.codes(name) for name in (step.input, step.output))
+    state.call(step.name, kernel, *constants, *operands)
+
+
 def _pick(view: View, axes: list[int]) -> View:
     """The view over some of its axes, at index 0 of the others."""
     shape, strides = (tuple(part[axis] for axis in axes) for part in (view.shape, view.strides))
@@ -196,5 +210,6 @@ RULES: dict[type[steps.Step], Rule] = {
     steps.Lookup: lookup,
     steps.Mean: mean,
     steps.Softmax: softmax,
+    steps.Normalize: normalize,
     steps.Apply: apply,
 }

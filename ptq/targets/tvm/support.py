@@ -6,10 +6,29 @@ from collections.abc import Iterator
 
 from ptq.errors import UnsupportedModelError
 from ptq.integer.claims import MOVES
-from ptq.integer.program import Apply, Program, Ref, Step
+from ptq.integer.program import (
+    Add,
+    Apply,
+    Convolve,
+    Dequantize,
+    Gemm,
+    Lookup,
+    MatMul,
+    Mean,
+    Multiply,
+    Normalize,
+    Program,
+    Quantize,
+    Ref,
+    Softmax,
+    Step,
+)
 from ptq.targets.tvm.trace import dequantized, static_values
 
 MOVEMENTS = frozenset({*MOVES, "Concat", "Gather", "Pad", "Resize"})
+WITH_KERNELS = (
+    Quantize, Dequantize, Convolve, Gemm, MatMul, Add, Multiply, Lookup, Mean, Softmax, Normalize,
+)  # fmt: skip
 POOLS = frozenset({"MaxPool", "ReduceMax"})
 SHOWN = 5
 
@@ -46,8 +65,10 @@ def _kind(step: Step) -> str:
 
 
 def _refusal(step: Step, static: frozenset[str]) -> str | None:
+    if isinstance(step, Softmax) and step.keep is not None:
+        return "masks with a value known only at run time"
     if not isinstance(step, Apply):
-        return None
+        return None if type(step) in WITH_KERNELS else "has no kernel yet"
     if step.island is not None:
         return f"computes in float, because {step.island}"
     if not any(ref.codes for ref in step.outputs):

@@ -1,0 +1,107 @@
+"""From a quantised model, or its program, to a compiled module with its side files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptq.errors import RecipeError
+from ptq.recipe import Recipe
+from ptq.report import artifact
+from ptq.report.summary import Quantized, Report
+from ptq.targets.tvm.description import Description, require_tvm
+from ptq.targets.tvm.module import Compiled, CompileOptions, compile_program
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What was compiled.
+
+    kernels: step -> the kernels that compute it, in order. arena_bytes: scratch memory of a call.
+    """
+
+    target: str
+    size_bytes: int
+    arena_bytes: int
+    weights_bytes: int
+    dynamic_batch: bool
+    kernels: dict[str, tuple[str, ...]]
+    schema_version: int = 1
+
+
+def compile_file(
+    model: Path, out: Path, options: CompileOptions | None = None, *, force: bool = False
+) -> Compilation:
+    """Compile the program beside a quantised model into `out`, and write its side files again.
+
+    Raises:
+        InvalidModelError: the side files are missing or damaged.
+        UnsupportedModelError: a step has no kernel.
+        OutputError: `out` cannot be written.
+    """
+    artifact.check(out, force=force, sources=[model])
+    saved, manifest = artifact.load_program(model), artifact.load_manifest(model)
+    compiled = compile_program(saved.program, options)
+    source = artifact.float_source(model, manifest)
+    artifact.save_again(saved, manifest, out, compiled.export, force=force, source=source)
+    return _summary(compiled, out)
+
+
+def check_target(target: str, recipe: Recipe) -> Recipe:
+    """Refuse before calibration what could not be compiled after it; nothing may stay float.
+
+    Raises:
+        UsageError: an unknown target, or codes at the boundary.
+        MissingDependencyError: TVM is not installed.
+    """
+    Description.parse(target)
+    require_tvm()
+    if recipe.io != "float":
+        raise RecipeError(f"--io {recipe.io}: a TVM module takes and gives float32; leave it out")
+    return recipe.replace(strict=True)
+
+
+def save_compiled(
+    result: Quantized, out: Path, target: str, report: Report, source: Path, *, force: bool
+) -> Compilation:
+    """Compile a quantised network and write it with its side files.
+
+    Raises:
+        UnsupportedModelError: a step has no kernel.
+        OutputError: `out` cannot be written.
+    """
+    compiled = compile_program(result.program, CompileOptions(target))
+    artifact.save(result, out, force=force, report=report, source=source, write=compiled.export)
+    return _summary(compiled, out)
+
+
+def _summary(compiled: Compiled, out: Path) -> Compilation:
+    return Compilation(
+        compiled.target,
+        out.stat().st_size,
+        compiled.entry["arena_bytes"],
+        len(compiled.weights),
+        compiled.entry["dynamic_batch"],
+        dict(compiled.kernels),
+    )
+
+
+def print_compilation(found: Compilation, console: Console) -> None:
+    """Size, memory, and how many steps each kernel computes."""
+    counts: dict[str, int] = {}
+    for names in found.kernels.values():
+        for name in names:
+            counts[name] = counts.get(name, 0) + 1
+    batch = "any number of samples" if found.dynamic_batch else "a fixed number of samples"
+    console.print(f"target    {found.target}, {batch}", highlight=False)
+    console.print(
+        f"size      {found.size_bytes / 1e3:.1f} kB, constants {found.weights_bytes / 1e3:.1f} kB, "
+        f"scratch memory {found.arena_bytes / 1e3:.1f} kB",
+        highlight=False,
+    )
+    kernels = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    console.print(f"kernels   {kernels}", highlight=False)

@@ -1,0 +1,109 @@
+"""Every generic kernel gives what its numpy oracle gives, bit for bit, over odd strides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compiler[tvm]'")
+
+from ptq.kernels import boundary, convolution, elementwise, movement, normalization, reduction
+from ptq.kernels.requantize import Rounding
+from ptq.kernels.view import View
+from ptq.targets.tvm.layout import view_of
+from tests.kernels.run_kernel import run
+
+LAST = view_of((2, 5, 3, 4), True)
+ROWS = view_of((2, 5, 3, 4), False)
+HALF = Rounding(4, 2, 250, (3, 5))
+PER_CHANNEL = Rounding(100, 0, 255)
+CHANNEL = View((2, 5, 3, 4), (0, 256, 0, 0))
+
+KERNELS: dict[str, Any] = {
+    "quantize": boundary.Quantize(ROWS, LAST, 0.0123, 128, 3, 250),
+    "dequantize": boundary.Dequantize(LAST, ROWS, 0.0123, 128),
+    "add": elementwise.Add(LAST, ROWS, LAST, (77, -91), (3, 130), Rounding(128, 0, 255, (1, 7))),
+    "add_of_large_multipliers": elementwise.Add(
+        LAST, ROWS, LAST, (1 << 17, 1 << 16), (3, 130), Rounding(128, 0, 255, (1, 18))
+    ),
+    "add_broadcast": elementwise.Add(
+        view_of((5, 1, 1), False).broadcast(LAST.shape), ROWS, LAST, (7, 9), (3, 130), HALF
+    ),
+    "multiply": elementwise.Multiply(LAST, ROWS, ROWS, (7, 200), Rounding(128, 0, 255, (5, 9))),
+    "lookup": elementwise.Lookup(LAST, View(LAST.shape, (0,) * 4), ROWS),
+    "lookup_per_channel": elementwise.Lookup(LAST, CHANNEL, LAST),
+    "mean": reduction.Mean(
+        View((2, 5), (60, 1)), View((3, 4), (20, 5)), View((2, 5), (5, 1)), 30,
+        Rounding(2, 0, 255, (9, 7)),
+    ),
+    "softmax": reduction.Softmax(
+        (View((4,), (9,)), View((4,), (9,))), (View((9,), (1,)), View((9,), (1,))), 256, 255
+    ),
+    "layer_norm": normalization.Normalize(
+        (View((4,), (9,)), View((4,), (9,))), (View((9,), (1,)), View((9,), (1,))),
+        120, True, 77, 3, 30, Rounding(128, 0, 255, (1, 34)),
+    ),
+    "rms_norm": normalization.Normalize(
+        (View((4,), (9,)), View((4,), (9,))), (View((9,), (1,)), View((9,), (1,))),
+        120, False, 77, 3, 20, Rounding(128, 0, 255, (1, 30)),
+    ),
+    "max_pool": reduction.MaxPool(
+        view_of((2, 3, 7, 6), True), view_of((2, 3, 4, 3), True), (3, 2), (2, 2), (1, 2), (1, 1)
+    ),
+    "copy": movement.Copy(View((3, 4), (1, 3)), View((3, 4), (8, 2), 5)),
+    "fill": movement.Fill(View((3, 4), (8, 2), 5), 17),
+    "take": movement.Take(30, View((12,), (1,))),
+    "convolve": convolution.Convolve(
+        view_of((2, 4, 6, 5), True), view_of((2, 6, 3, 4), True), (6, 2, 3, 2),
+        (2, 1), (1, 2), (1, 0), 2, 120, PER_CHANNEL,
+    ),
+    "convolve_1d_one_ratio": convolution.Convolve(
+        view_of((2, 4, 9), False), view_of((2, 3, 9), False), (3, 4, 3), (1,), (1,), (1,), 1, 120,
+        Rounding(100, 0, 255, (3, 9)),
+    ),
+    "matmul_of_weights": convolution.MatMul(
+        view_of((2, 3, 7), False), View((2, 7, 5), (0, 5, 1)), view_of((2, 3, 5), False),
+        (120, 0), "int8", PER_CHANNEL,
+    ),
+    "matmul_of_activations": convolution.MatMul(
+        view_of((2, 3, 7), False), view_of((2, 7, 5), False), view_of((2, 3, 5), False),
+        (120, 99), "uint8", Rounding(100, 0, 255, (3, 9)),
+    ),
+}  # fmt: skip
+
+
+def arguments(kernel: Any, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random contents of every buffer but the last."""
+    ranges = {
+        "multiplier": (1, 1 << 24),
+        "shift": (22, 34),
+        "bias": (-3000, 3000),
+        "exp_table": (1, 1 << 15),
+        "index": (-1, 30),
+        "gain": (-(1 << 14), 1 << 14),
+        "offset": (-(1 << 20), 1 << 20),
+    }
+    made = []
+    for p in kernel.parameters()[:-1]:
+        if p.dtype == "float32":
+            made.append((3 * rng.normal(size=p.size)).astype(np.float32))
+            continue
+        info = np.iinfo(p.dtype)
+        low, high = ranges.get(p.name, (info.min, info.max + 1))
+        made.append(rng.integers(low, high, p.size).astype(p.dtype))
+    return made
+
+
+@pytest.mark.parametrize("target", ["llvm:native", "llvm", "c"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernel_equals_its_oracle(name: str, target: str) -> None:
+    kernel = KERNELS[name]
+    arrays = arguments(kernel, np.random.default_rng(5))
+    wanted = kernel.oracle(*arrays)
+    found = run(kernel, *arrays, target=target)
+    view = getattr(kernel, "y", None)
+    found = found.reshape(wanted.shape) if view is None else view.read(found)
+    np.testing.assert_array_equal(found, wanted)
+    assert len(np.unique(found)) > 1 or name == "fill"

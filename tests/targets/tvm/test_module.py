@@ -1,0 +1,146 @@
+"""Compiled modules: the reference's codes for any network, loaded without the compiler."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compiler[tvm]'")
+
+from ptq import runtime
+from ptq.cli import main
+from ptq.errors import CalibrationError, InvalidModelError, UnsupportedModelError
+from ptq.integer.program import Apply, Program, Ref
+from ptq.integer.reference import Reference
+from ptq.targets.tvm.module import CompileOptions, compile_program
+from ptq.targets.tvm.runners import Tapped
+from tests.execute.small_programs import random_program
+
+DATA = Path(__file__).parents[3] / "calib_data"
+Array = npt.NDArray[Any]
+
+
+def run_cli(*arguments: object) -> Any:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits model at w4a8 as a compiled module, straight from the float model."""
+    out = tmp_path_factory.mktemp("digits") / "digits.so"
+    done = run_cli(
+        "quantize", DATA / "digits_cnn.onnx", "-o", out, "--bits", 4, "--samples", 64,
+        "--calib", DATA / "digits_calib.npz", "--target", "tvm:llvm:native", "--no-measure",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def test_verify_counts_no_mismatch_in_any_tensor(digits: Path) -> None:
+    done = run_cli(
+        "verify", digits, "--calib", DATA / "digits_eval.npz", "--samples", 20, "--json", "--quiet"
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["mismatches"] == 0
+    assert found["samples"] == 20
+    assert found["tensors"] > 15
+
+
+def test_verify_notices_another_program(digits: Path, tmp_path: Path) -> None:
+    """The side files say what is right: with a bias changed there, the module is wrong."""
+    from ptq.integer import serial
+
+    other = tmp_path / "other.so"
+    side = {suffix: f"{suffix}.ptq" for suffix in ("json", "safetensors")}
+    for suffix in side:
+        source = digits.with_name(f"{digits.name}.ptq.{suffix}")
+        (tmp_path / f"other.so.ptq.{suffix}").write_bytes(source.read_bytes())
+    other.write_bytes(digits.read_bytes())
+    saved = serial.load(tmp_path / "other.so.ptq.safetensors")
+    steps = list(saved.program.steps)
+    place = next(i for i, s in enumerate(steps) if type(s).__name__ == "Gemm")
+    steps[place] = replace(steps[place], bias=steps[place].bias + 5000)  # type: ignore[union-attr, operator]
+    changed = replace(saved.program, steps=tuple(steps))
+    serial.save(changed, saved.plan, tmp_path / "other.so.ptq.safetensors")
+    done = run_cli("verify", other, "--calib", DATA / "digits_eval.npz", "--samples", 4, "--quiet")
+    assert done.exit_code == 1, done.output
+
+
+def test_module_loads_without_the_compiler_and_takes_any_batch(digits: Path) -> None:
+    code = (
+        "import sys, numpy as np, ptq.runtime\n"
+        f"module = ptq.runtime.load({str(digits)!r}, threads=1)\n"
+        "x = np.random.default_rng(0).normal(size=(5, 1, 16, 16)).astype(np.float32)\n"
+        "one = np.concatenate([module(x[i : i + 1]) for i in range(5)])\n"
+        "assert one.shape == (5, 10) and (module(x) == one).all() and len(np.unique(one)) > 9\n"
+        "print(sorted({'tvm', 'onnx', 'onnxruntime', 'torch', 'msgspec'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_wrong_shapes_are_named(digits: Path) -> None:
+    module = runtime.load(digits)
+    with pytest.raises(CalibrationError, match=r"shape \[2, 1, 16, 15\]; wanted \[N, 1, 16, 16\]"):
+        module(np.zeros((2, 1, 16, 15), np.float32))
+    with pytest.raises(CalibrationError, match="is missing"):
+        module.run({})
+
+
+def test_a_file_that_is_no_module_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.so").write_bytes(b"nothing")
+    with pytest.raises(InvalidModelError, match="not a module"):
+        runtime.load(tmp_path / "x.so")
+
+
+def assert_same_codes(program: Program, feeds: dict[str, Array], tmp_path: Path) -> None:
+    """Every code tensor of the module is the reference's."""
+    compiled = compile_program(program, CompileOptions(reuse=False))
+    compiled.export(tmp_path / "m.so")
+    tapped = Tapped(runtime.load(tmp_path / "m.so"), compiled.code_views)
+    wanted = Reference(program).run_codes(feeds)
+    for name, codes in tapped.run(feeds).items():
+        np.testing.assert_array_equal(codes, wanted[name], name)
+    outputs = tapped.module.run(feeds)
+    for name, array in Reference(program).run(feeds).items():
+        np.testing.assert_array_equal(outputs[name], array, name)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_graphs_give_equal_codes(seed: int, tmp_path: Path) -> None:
+    result, feeds = random_program(seed)
+    assert_same_codes(result.program, feeds, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4, 40))
+def test_more_random_graphs_give_equal_codes(seed: int, tmp_path: Path) -> None:
+    test_random_graphs_give_equal_codes(seed, tmp_path)
+
+
+def test_steps_without_a_kernel_are_named_before_anything_is_compiled() -> None:
+    program = random_program(0)[0].program
+    island = Apply(
+        "einsum_7", "Einsum", "", (Ref("x", False),), (Ref("z", False),), (), "no integer form"
+    )
+    with pytest.raises(UnsupportedModelError, match=r"einsum_7 \(Einsum: .*no integer form\)"):
+        compile_program(replace(program, steps=(*program.steps, island)))
+
+
+def test_command_refuses_an_unknown_target_before_calibration(tmp_path: Path) -> None:
+    out = tmp_path / "d.so"
+    done = run_cli("quantize", DATA / "digits_cnn.onnx", "-o", out, "--target", "tvm:quantum")
+    assert done.exit_code == 2
+    assert "wanted llvm" in done.output
+    assert not list(tmp_path.iterdir())
