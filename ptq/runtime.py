@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -160,8 +159,6 @@ def _load_runtime(folder: Path) -> Any:
         raise MissingDependencyError(
             "running a TVM module needs apache-tvm-ffi: pip install 'ptq-compiler[tvm]'"
         )
-    # Else it imports torch where it is installed, to convert torch's tensors faster.
-    os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
     import tvm_ffi
 
     candidates = [folder / RUNTIME_LIBRARY]
