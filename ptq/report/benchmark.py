@@ -1,7 +1,8 @@
 """Latency of models against each other in one run: interleaved, so that a busy machine is fair.
 
-Each round times a short burst of every model, in an order that turns from round to round; the ratio
-is the median over the rounds of the ratios of the bursts' medians, with its confidence interval.
+Each round times a short burst of every model, in an order that turns from round to round; a burst
+counts as its lower quartile (what preemption adds belongs to other processes), and the ratio is the
+median over the rounds of the bursts' ratios, with its confidence interval.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ SCHEMA_VERSION = 2
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 _BURST_SECONDS = 0.03
 _FEWEST_ROUNDS = 3
+_FEWEST_RUNS = 3
 _QUANTILES = 41
 
 
@@ -146,11 +148,10 @@ def _burst(run: Callable[[], object], options: BenchOptions) -> int:
     """Warm up, and choose how many runs make a burst."""
     for _ in range(options.warmup):
         run()
-    started = time.perf_counter()
-    run()
-    count = int(_BURST_SECONDS / max(time.perf_counter() - started, 1e-6))
+    alone_ms = min(_timed(run, _FEWEST_RUNS))  # any one of them may have been preempted
+    count = max(int(_BURST_SECONDS * 1e3 / max(alone_ms, 1e-3)), _FEWEST_RUNS)
     limit = 50 if options.iterations is None else max(options.iterations // _FEWEST_ROUNDS, 1)
-    return max(1, min(count, limit))
+    return min(count, limit)
 
 
 def _enough(rounds: list[dict[str, list[float]]], options: BenchOptions, elapsed: float) -> bool:
@@ -189,4 +190,8 @@ def _timing(name: str, rounds: list[dict[str, list[float]]], options: BenchOptio
 def _ratios(rounds: list[dict[str, list[float]]], name: str) -> Floats:
     """Baseline / model of every round, [rounds]."""
     baseline = next(iter(rounds[0]))  # round 0 runs in the given order
-    return np.asarray([np.median(one[baseline]) / np.median(one[name]) for one in rounds])
+    return np.asarray([_undisturbed(one[baseline]) / _undisturbed(one[name]) for one in rounds])
+
+
+def _undisturbed(burst: list[float]) -> float:
+    return float(np.percentile(burst, 25))
