@@ -6,13 +6,14 @@ READY := $(VENV)/.ready
 DIGITS := calib_data/digits
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint bench clean
+.PHONY: help quickstart test lint bench docs clean
 
 help:
 	@echo "make quickstart   quantise the digits model that ships to 4 bits; compare it with float"
 	@echo "make test         lint, types, import rules, tests"
 	@echo "make lint         the first three of these"
 	@echo "make bench        what is measured: speed, memory, size"
+	@echo "make docs         the documentation as a site, in out/site"
 	@echo "make clean        remove the environment and everything that was made"
 
 $(READY): pyproject.toml constraints.txt
@@ -42,6 +43,10 @@ bench: $(READY)
 		[ -e "$$script" ] || { echo "no benchmarks yet" >&2; break; }; \
 		echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
 	done
+
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	cd docs && NO_MKDOCS_2_WARNING=1 $(abspath $(BIN))/mkdocs build --quiet
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache \

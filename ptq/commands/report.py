@@ -50,7 +50,7 @@ def report(options: _Report) -> None:
     With --calib every tensor is also compared with the float model's.
     """
     from ptq.files import check_output, staged
-    from ptq.make_page import PageOptions, make_page
+    from ptq.pages import PageOptions, make_page
     from ptq.report.measure import Samples
     from ptq.report.page.forms import FORMS
     from ptq.report.progress import progress
