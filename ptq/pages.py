@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ import onnx_ir as ir
 from ptq.errors import UsageError
 from ptq.integer.outline import outline
 from ptq.integer.units import Unit
+from ptq.mixed.explore import Exploration
 from ptq.model import load
 from ptq.passes.prepare import prepare
 from ptq.recipe import Recipe
@@ -152,17 +154,30 @@ def _provenance(manifest: Manifest) -> dict[str, str]:
 
 
 def load_front(path: Path, model: Path) -> Front:
-    """Read the models of a Pareto front from JSON, laid out as `Front` is.
+    """Read the models of a Pareto front: what `ptq explore` wrote, or JSON laid out as `Front` is.
 
     Raises:
-        UsageError: not such a file.
+        UsageError: neither.
     """
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=Front)
+        text = path.read_bytes()
+        if b'"rank_correlation"' in text:
+            found = _explored(msgspec.json.decode(text, type=Exploration))
+        else:
+            found = msgspec.json.decode(text, type=Front)
     except (OSError, msgspec.MsgspecError) as error:
         raise UsageError(f"{path}: not a Pareto front ({error})") from error
-    points = tuple(
-        Point(p.label, p.size_bytes, p.quality, p.this or p.label == model.name)
-        for p in found.points
+    points = (replace(p, this=p.this or p.label == model.name) for p in found.points)
+    return Front(found.quality, tuple(points))
+
+
+def _explored(found: Exploration) -> Front:
+    """Higher is better: the loss against the float model, in decibels below one."""
+    points = (*found.points, *found.uniform)
+    return Front(
+        "-10 log10 loss",
+        tuple(
+            Point(p.name, p.size_bytes, -10 * math.log10(max(p.quality.loss, 1e-12)))
+            for p in points
+        ),
     )
-    return Front(found.quality, points)

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from ptq.cli import main
 from ptq.grid import Grid
 from ptq.histogram import Histogram
+from ptq.pages import load_front
 from ptq.plan import ActivationPlan, WeightPlan
 from ptq.report.page.rows import activation_bars, weight_bars
 from tests.small_cnn import write_cnn
@@ -107,6 +108,20 @@ def test_without_samples_the_tensors_are_left_out(model: Path) -> None:
     assert found["layers"][0]["output_sqnr_db"] is None
     assert found["layers"][0]["weights"] is not None
     assert found["front"] is None
+
+
+def test_the_front_that_explore_wrote_is_read(tmp_path: Path) -> None:
+    point = {"precision_map": {}, "average_bits": 4.0, "bops": 1.0, "predicted": 0.1}
+    quality = {"samples": 8, "agreement": 1.0, "sqnr_db": 20.0, "drop": 0.0}
+    named = [
+        {"name": name, "size_bytes": size, "quality": {**quality, "loss": loss}, **point}
+        for name, size, loss in (("mixed 1", 1000, 0.1), ("uniform w8", 2000, 0.01))
+    ]
+    written = {"points": named[:1], "uniform": named[1:], "rank_correlation": None, "front": [0]}
+    (tmp_path / "explore.json").write_text(json.dumps(written))
+    front = load_front(tmp_path / "explore.json", Path("mixed 1"))
+    assert [p.quality for p in front.points] == pytest.approx([10, 20])
+    assert [p.this for p in front.points] == [True, False]
 
 
 def test_mistakes(model: Path, tmp_path: Path) -> None:
