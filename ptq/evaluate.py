@@ -13,10 +13,11 @@ from ptq.model import load
 from ptq.report.artifact import float_source, is_quantized, load_manifest, load_program
 from ptq.report.benchmark import Benchmark, BenchOptions, bench
 from ptq.report.comparison import Comparison, compare
+from ptq.report.compiled import is_compiled, open_compiled
 from ptq.report.cpu import pinned
 from ptq.report.measure import Samples, evaluation_batches, first_rows
 from ptq.report.profile import profile
-from ptq.report.session import open_session
+from ptq.report.session import Session, open_session
 from ptq.verify import boundary_specs
 
 __all__ = [
@@ -81,8 +82,9 @@ def bench_files(
 ) -> Benchmark:
     """Time the models interleaved; the first is the baseline.
 
+    models: ONNX files, and modules that `ptq compile` wrote (.so); the first one is an ONNX file.
     baseline: a float model to put first. One quantised model alone is timed against the float
-    model that its manifest remembers. profiled: profile every model afterwards, node by node.
+    model that its manifest remembers. profiled: profile the ONNX files afterwards, node by node.
 
     Raises:
         UsageError: one model, and nothing to compare it with.
@@ -92,18 +94,32 @@ def bench_files(
     paths = [*([] if baseline is None else [baseline]), *models]
     if len(paths) == 1:
         paths = [_float_of(paths[0]), *paths]
+    if is_compiled(paths[0]):
+        raise UsageError(
+            f"{paths[0]}: a compiled module is timed against an ONNX file; put it first"
+        )
     specs = float_inputs(paths[0])
     for path in paths[1:]:
-        float_inputs(path)
+        if not is_compiled(path):
+            float_inputs(path)
     batch = one_batch(with_preprocess(samples, paths), specs, batch_size)
     named = _named(paths)
     with pinned(options.cpus):
-        sessions = {n: open_session(p, name=n, threads=options.threads) for n, p in named}
+        sessions = {n: _open(p, n, options.threads) for n, p in named}
         found = bench(sessions, batch, options, progress)
         if profiled:
-            profiles = {n: profile(p, batch, name=n, threads=options.threads) for n, p in named}
+            profiles = {
+                name: profile(path, batch, name=name, threads=options.threads)
+                for name, path in named
+                if not is_compiled(path)
+            }
             found = replace(found, profiles=profiles)
     return found
+
+
+def _open(path: Path, name: str, threads: int | None) -> Session:
+    opened = open_compiled if is_compiled(path) else open_session
+    return opened(path, name=name, threads=threads)
 
 
 def one_batch(samples: Samples, specs: tuple[InputSpec, ...], size: int) -> Batch:

@@ -74,3 +74,21 @@ def test_a_cpu_without_cpuinfo_still_has_a_name(
     monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "nothing")
     assert cpu.this_cpu().name
     assert "no vector extensions known" in str(cpu.this_cpu())
+
+
+def test_a_compiled_module_runs_beside_onnxruntime(tmp_path: Path) -> None:
+    pytest.importorskip("tvm")
+    source = write_cnn(tmp_path)
+    for words in (
+        ("quantize", source, "-o", tmp_path / "q.onnx", "--no-measure", "--quiet"),
+        ("compile", tmp_path / "q.onnx", "-o", tmp_path / "q.so"),
+    ):
+        made = CliRunner().invoke(main, [str(word) for word in words])
+        assert made.exit_code == 0, made.output
+    words = ("bench", source, tmp_path / "q.onnx", tmp_path / "q.so", "--iterations", 6, "--json")
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    assert [t["name"] for t in json.loads(result.stdout)["timings"]][-1] == "q.so"
+    first = CliRunner().invoke(main, ["bench", str(tmp_path / "q.so"), str(source)])
+    assert first.exit_code == 2
+    assert "put it first" in first.stderr
