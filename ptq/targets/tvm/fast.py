@@ -1,16 +1,210 @@
-"""Fast kernels, where the processor and the shape have one."""
+"""Fast kernels, where processor and shape have one: convolutions and products of weights."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ptq.integer.arithmetic import Requantizer
 from ptq.integer.program import Convolve, Gemm
-from ptq.targets.tvm.lowering import Lowering
+from ptq.kernels import dot
+from ptq.kernels.depthwise import LANES, Depthwise
+from ptq.kernels.movement import Copy, Fill
+from ptq.kernels.packed_convolution import PackedConvolution, Tile, pack
+from ptq.kernels.requantize import Rounding, floats_are_exact
+from ptq.kernels.view import View
+from ptq.targets.tvm.lowering import Lowering, Operand
+
+Array = npt.NDArray[Any]
+TILES = {"avx2": Tile(4, 2, 4), "avx512vnni": Tile(6, 4, 2)}
+ONE_ROW = {"avx2": Tile(1, 4, 4), "avx512vnni": Tile(1, 4, 2)}
+
+
+@dataclass(frozen=True)
+class Image:
+    """A padded channels-last image: where it is, its sizes and the window's walk over it."""
+
+    operand: Operand
+    width: int
+    channels: int
+    out_rows: int
+    out_width: int
 
 
 def fast_convolution(state: Lowering, step: Convolve) -> bool:
     """Lower `step` to a fast kernel; False if there is none for it."""
-    return False
+    isa = dot.choose(state.features)
+    depthwise = step.weight.shape[1] == 1 and step.groups == step.weight.shape[0]
+    fits = step.groups == 1 or (depthwise and step.weight.shape[0] % LANES == 0)
+    one_sample = state.shape(step.input)[0] == 1 and step.weight.ndim <= 4
+    if isa is None or not fits or not one_sample or not floats_are_exact(step.requantizer):
+        return False
+    step = _as_image(step)
+    image = _padded(state, step)
+    if depthwise and step.groups > 1:
+        _depthwise(state, step, image)
+    else:
+        _packed(state, step, image, isa)
+    return True
+
+
+def _as_image(step: Convolve) -> Convolve:
+    """A 1-d convolution as one over images of one row."""
+    if step.weight.ndim == 4:
+        return step
+    (stride,), (dilation,), (before, after) = step.strides, step.dilations, step.pads
+    return replace(
+        step,
+        weight=step.weight[:, :, None, :],
+        strides=(1, stride),
+        dilations=(1, dilation),
+        pads=(0, before, 0, after),
+    )
+
+
+def _padded(state: Lowering, step: Convolve) -> Image:
+    """The input with its zero point around it: a copy if there is any padding."""
+    _, channels, *sizes = state.shape(step.input)
+    rows, width = sizes if len(sizes) == 2 else (1, *sizes)
+    top, left, bottom, right = step.pads
+    tall, wide = rows + top + bottom, width + left + right
+    out = [
+        (size - (k - 1) * d - 1) // s + 1
+        for size, k, d, s in zip(
+            (tall, wide), step.weight.shape[2:], step.dilations, step.strides, strict=True
+        )
+    ]
+    source = state.codes(step.input)
+    if any(step.pads):
+        padded = state.scratch(f"{step.name}/padded", tall * wide * channels)
+        zero = state.plan(step.input).zero_point
+        state.call(step.name, Fill(View((tall * wide * channels,), (1,)), zero), padded)
+        inside = View(
+            (rows, width * channels),
+            (wide * channels, 1),
+            (top * wide + left) * channels,
+        )
+        dense = View((rows, width * channels), (width * channels, 1))
+        state.call(step.name, Copy(dense, inside), source, padded)
+        source = padded
+    return Image(source, wide, channels, *out)
+
+
+def _packed(state: Lowering, step: Convolve, image: Image, isa: dot.Isa) -> None:
+    out, channels, tall, wide = step.weight.shape
+    row, pixel = image.width * channels, channels
+    down, right = step.dilations
+    rows = step.weight.transpose(0, 2, 3, 1)  # [out, tall, wide, channels]
+    runs = [i * down * row for i in range(tall)]
+    if right != 1:  # the pixels of a window's row are apart
+        runs = [start + j * right * pixel for start in runs for j in range(wide)]
+    kernel = PackedConvolution(
+        isa.name,
+        _tile(TILES[isa.name], out, isa),
+        tuple(runs),
+        rows[0].size // len(runs),
+        step.strides[0] * row,
+        step.strides[1] * pixel,
+        image.out_rows,
+        image.out_width,
+        out,
+        _rounding(step.requantizer),
+    )
+    if tall == wide == 1 and step.strides == (1, 1) and image.out_width % kernel.tile.pixels:
+        kernel = replace(kernel, out_rows=1, out_width=image.out_rows * image.out_width)
+    _call_packed(state, step, kernel, rows.reshape(out, len(runs), -1), image.operand)
+
+
+def _tile(tile: Tile, out: int, isa: dot.Isa) -> Tile:
+    """No more vectors than there are channels for."""
+    return replace(tile, vectors=min(tile.vectors, -(-out // isa.lanes)))
+
+
+def _call_packed(
+    state: Lowering, step: Convolve | Gemm, kernel: PackedConvolution, rows: Array, x: Operand
+) -> None:
+    """Pack the weights in the widest way that is exact, and call."""
+    sums = rows.astype(np.int64).reshape(len(rows), -1).sum(axis=1)
+    if kernel.how.pairs:
+        kernel, rows = _safe(kernel, rows)
+    constants = _constants(state, step, sums, kernel.blocks * kernel.block)
+    weight = state.constant(pack(rows, kernel).reshape(-1))
+    state.call(step.name, kernel, weight, *constants, x, state.codes(step.output))
+
+
+def _safe(kernel: PackedConvolution, rows: Array) -> tuple[PackedConvolution, Array]:
+    """As many quads a group as 16 bits hold; weights that saturate even alone become two halves."""
+    group = _group(kernel, rows)
+    if group == 0:
+        half = rows >> 1
+        rows = np.concatenate([half, rows - half], axis=1)
+        kernel = replace(kernel, runs=kernel.runs * 2)
+        group = _group(kernel, rows)
+    return replace(kernel, tile=replace(kernel.tile, group=group)), rows
+
+
+def _group(kernel: PackedConvolution, rows: Array) -> int:
+    packed = pack(rows, kernel)
+    blocks, runs, quads, vectors, lanes, quad = packed.shape
+    return dot.safe_quads(packed.reshape(blocks, runs, quads, vectors * lanes, quad))
+
+
+def _depthwise(state: Lowering, step: Convolve, image: Image) -> None:
+    channels, _, tall, wide = step.weight.shape
+    row, (down, right) = image.width * channels, step.dilations
+    weight = step.weight.reshape(channels, -1).T.astype(np.int16)  # [taps, channels]
+    reach = np.abs(weight.astype(np.int64)).sum(axis=0).max() * 255
+    kernel = Depthwise(
+        tuple(i * down * row + j * right * channels for i in range(tall) for j in range(wide)),
+        step.strides[0] * row,
+        step.strides[1] * channels,
+        image.out_rows,
+        image.out_width,
+        channels,
+        bool(reach < 2**15),
+        _rounding(step.requantizer),
+    )
+    sums = weight.astype(np.int64).sum(axis=0)
+    constants = _constants(state, step, sums, channels)
+    operands = state.constant(weight.reshape(-1)), *constants, image.operand
+    state.call(step.name, kernel, *operands, state.codes(step.output))
 
 
 def fast_gemm(state: Lowering, step: Gemm) -> bool:
     """Lower `step` to a fast kernel; False if there is none for it."""
-    return False
+    isa = dot.choose(state.features)
+    x, y = state.view(step.input), state.view(step.output)
+    length, out = step.weight.shape
+    dense = all(_row_major(view) for view in (x, y))
+    if isa is None or not dense or not floats_are_exact(step.requantizer):
+        return False
+    count = int(np.prod(x.shape[:-1], dtype=np.int64))
+    tile = (TILES if count > 1 else ONE_ROW)[isa.name]
+    kernel = PackedConvolution(
+        isa.name, _tile(tile, out, isa), (0,), length, 0, length, 1, count, out,
+        _rounding(step.requantizer),
+    )  # fmt: skip
+    _call_packed(state, step, kernel, step.weight.T[:, None, :], state.codes(step.input))
+    return True
+
+
+def _row_major(view: View) -> bool:
+    dense = [int(np.prod(view.shape[i + 1 :], dtype=np.int64)) for i in range(len(view.shape))]
+    return all(n == 1 or s == d for n, s, d in zip(view.shape, view.strides, dense, strict=True))
+
+
+def _rounding(requantizer: Requantizer) -> Rounding:
+    return Rounding(requantizer.zero_point, requantizer.low, requantizer.high)
+
+
+def _constants(state: Lowering, step: Convolve | Gemm, sums: Array, room: int) -> list[Operand]:
+    """bias less the zero point's share, and float32 ratios; zeros up to `room` channels."""
+    zero = state.plan(step.input).zero_point
+    bias = np.zeros(room, np.int32)
+    bias[: len(sums)] = (0 if step.bias is None else step.bias) - zero * sums
+    ratio = np.zeros(room, np.float32)
+    ratio[: len(sums)] = step.requantizer.ratio
+    return [state.constant(bias), state.constant(ratio)]

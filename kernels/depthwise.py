@@ -1,0 +1,81 @@
+"""Depthwise convolution by vectors of channels over padded channels-last images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from ptq.kernels.kernel import Array, Buffer, Parameter, local
+from ptq.kernels.requantize import Rounding
+
+LANES = 16
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """y = requantize(bias + sum x * weight), channel by channel; the zero point is in the bias.
+
+    x: [rows, width, channels] bytes, padded. taps: where the window's pixels are, bytes from its
+    corner. narrow: all sums of a channel fit in 16 bits, whatever the codes are.
+    """
+
+    taps: tuple[int, ...]
+    row_bytes: int
+    pixel_bytes: int
+    out_rows: int
+    out_width: int
+    channels: int
+    narrow: bool
+    rounding: Rounding
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """weight int16 [taps, channels]; bias int32 and ratio float32 [channels]; x, y uint8."""
+        last = (self.out_rows - 1) * self.row_bytes + (self.out_width - 1) * self.pixel_bytes
+        return (
+            Parameter("weight", "int16", len(self.taps) * self.channels),
+            Parameter("bias", "int32", self.channels),
+            Parameter("ratio", "float32", self.channels),
+            Parameter("x", "uint8", last + self.taps[-1] + self.channels),
+            Parameter("y", "uint8", self.out_rows * self.out_width * self.channels),
+        )
+
+    def emit(self, *buffers: Buffer) -> None:
+        """A product of a code and a weight fits in 16 bits: 255 * 128 < 2^15."""
+        weight, bias, ratio, x, y = buffers
+        kind = "int16" if self.narrow else "int32"
+        with (
+            T.parallel(self.out_rows) as row,
+            T.serial(0, self.channels // LANES) as block,
+            T.serial(0, self.out_width) as column,
+        ):
+            acc = local(kind, LANES)
+            every = tirx.Ramp(0, 1, LANES)
+            T.buffer_store(acc, T.broadcast(tirx.const(0, kind), LANES), [every])
+            corner = row * self.row_bytes + column * self.pixel_bytes + block * LANES
+            for number, tap in enumerate(self.taps):
+                codes = T.Cast(f"int16x{LANES}", x[tirx.Ramp(corner + tap, 1, LANES)])
+                factor = weight[tirx.Ramp(number * self.channels + block * LANES, 1, LANES)]
+                product = T.Cast(f"{kind}x{LANES}", codes * factor)
+                T.buffer_store(acc, acc[every] + product, [every])
+            channels = tirx.Ramp(block * LANES, 1, LANES)
+            total = T.Cast(f"int32x{LANES}", acc[every]) + bias[channels]
+            code = self.rounding.floating(total, ratio[channels], LANES)
+            start = (row * self.out_width + column) * self.channels + block * LANES
+            T.buffer_store(y, code, [tirx.Ramp(start, 1, LANES)])
+
+    def oracle(self, weight: Array, bias: Array, ratio: Array, x: Array) -> Array:
+        """Pixel by pixel in int64; rounds as the float proof allows."""
+        taps = weight.reshape(len(self.taps), self.channels).astype(np.int64)
+        out = np.zeros((self.out_rows, self.out_width, self.channels), np.uint8)
+        r = self.rounding
+        for row, column in np.ndindex(self.out_rows, self.out_width):
+            corner = row * self.row_bytes + column * self.pixel_bytes
+            acc = bias.astype(np.int64)
+            for factor, tap in zip(taps, self.taps, strict=True):
+                acc = acc + factor * x[corner + tap : corner + tap + self.channels]
+            rounded = np.rint(acc.astype(np.float32) * ratio) + r.zero_point
+            out[row, column] = np.clip(rounded, r.low, r.high)
+        return out

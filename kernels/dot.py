@@ -1,0 +1,84 @@
+"""Four products at a time: what each processor has for sums of unsigned codes times int8 weights.
+
+A quad is four neighbouring products that one lane of int32 collects. AVX2 multiplies and adds pairs
+in 16 bits first (vpmaddubsw), which saturates unless the weights are safe (ptq.integer.pairs);
+where they are small enough, the sums of several quads fit in 16 bits, too, and are widened once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm.tirx.script import builder as T
+
+from ptq.kernels.kernel import Expr
+
+Array = npt.NDArray[Any]
+QUAD = 4
+
+
+@dataclass(frozen=True)
+class Isa:
+    """An instruction set's way to multiply.
+
+    lanes: int32 sums of one vector. pairs: adds in 16 bits, so that weights must be safe.
+    dots: sums of int32 lanes for quads of codes (each one int32 of four codes, broadcast) and of
+    weights, added to an accumulator.
+    """
+
+    name: str
+    lanes: int
+    pairs: bool
+    dots: Callable[[Expr, Sequence[Expr], Sequence[Expr]], Expr]
+
+
+def _avx2(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
+    """vpmaddubsw for every quad, added in 16 bits, then one vpmaddwd with ones."""
+    total = None
+    for code, weight in zip(codes, weights, strict=True):
+        quad = T.reinterpret("uint8x32", T.broadcast(code, 8))
+        pair = T.call_llvm_pure_intrin("int16x16", "llvm.x86.avx2.pmadd.ub.sw", quad, weight)
+        total = pair if total is None else total + pair
+    ones = T.broadcast(T.int16(1), 16)
+    return acc + T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", total, ones)
+
+
+def _vnni(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
+    """vpdpbusd for every quad; it does not saturate."""
+    for code, weight in zip(codes, weights, strict=True):
+        quad = T.reinterpret("uint8x64", T.broadcast(code, 16))
+        acc = T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, quad, weight)
+    return acc
+
+
+AVX2 = Isa("avx2", 8, True, _avx2)
+AVX512_VNNI = Isa("avx512vnni", 16, False, _vnni)
+ISAS = {isa.name: isa for isa in (AVX512_VNNI, AVX2)}
+"""Best first."""
+
+
+def choose(features: frozenset[str]) -> Isa | None:
+    """The best that a processor has, or None."""
+    return next((isa for name, isa in ISAS.items() if name in features), None)
+
+
+def safe_quads(weights: Array, most: int = 4) -> int:
+    """How many quads in a row 16 bits can add for any codes: most, most / 2, ..., 1, or 0.
+
+    weights: int8 [..., quads, lanes, 4], in the order that the kernel walks; quads a multiple of
+    `most`. Both signs are bounded apart, so that every sum on the way is, too.
+    """
+    wide = weights.astype(np.int64).reshape(*weights.shape[:-1], 2, 2)
+    sides = [255 * np.maximum(sign * wide, 0).sum(axis=-1) for sign in (1, -1)]
+    group = most
+    while group >= 1:
+        shape = (*weights.shape[:-3], -1, group, weights.shape[-2], 2)
+        positive, negative = (side.reshape(shape).sum(axis=-3).max() for side in sides)
+        if positive < 2**15 and negative <= 2**15:
+            return group
+        group //= 2
+    return 0

@@ -1,0 +1,104 @@
+"""Fast kernels equal their oracles; those of processors that this machine lacks only compile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compiler[tvm]'")
+
+import tvm
+from tvm.target import codegen
+
+from ptq.kernels.depthwise import Depthwise
+from ptq.kernels.dot import safe_quads
+from ptq.kernels.packed_convolution import PackedConvolution, Tile, pack
+from ptq.kernels.requantize import Rounding
+from ptq.targets.tvm.description import Description
+from ptq.targets.tvm.features import features_of
+from tests.kernels.run_kernel import alone, run
+
+ROUND = Rounding(118, 3, 250)
+NATIVE = features_of(Description("llvm", cpu="native").resolved().target())
+needs_avx2 = pytest.mark.skipif("avx2" not in NATIVE, reason="this processor has no AVX2")
+
+PACKED = {
+    "rows_of_a_window": PackedConvolution(
+        "avx2", Tile(4, 2, 4), (0, 70, 140), 21, 70, 7, 5, 8, 32, ROUND
+    ),
+    "last_tile_overlaps": PackedConvolution(
+        "avx2", Tile(4, 2, 2), (0, 70), 14, 140, 14, 3, 7, 16, ROUND
+    ),
+    "surplus_vector": PackedConvolution("avx2", Tile(4, 2, 1), (0,), 24, 0, 24, 1, 9, 24, ROUND),
+    "surplus_channels": PackedConvolution("avx2", Tile(1, 2, 4), (0,), 30, 0, 30, 1, 3, 10, ROUND),
+}
+
+
+def contents(kernel: Any, reach: int) -> list[np.ndarray]:
+    """Weights up to `reach`, biases, ratios that use the whole range, and codes."""
+    rng = np.random.default_rng(7)
+    weight, bias, _, x = kernel.parameters()[:4]
+    channels = bias.size
+    return [
+        rng.integers(-reach, reach + 1, weight.size).astype(weight.dtype),
+        rng.integers(-3000, 3000, channels).astype(np.int32),
+        (rng.integers(1, 64, channels) * np.float32(2.0**-13)).astype(np.float32),
+        rng.integers(0, 256, x.size).astype(np.uint8),
+    ]
+
+
+@needs_avx2
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_convolution_equals_its_oracle(name: str) -> None:
+    kernel = PACKED[name]
+    arrays = contents(kernel, 64 // kernel.tile.group)
+    wanted = kernel.oracle(*arrays)
+    np.testing.assert_array_equal(run(kernel, *arrays).reshape(wanted.shape), wanted)
+    assert len(np.unique(wanted)) > 20
+
+
+@needs_avx2
+@pytest.mark.parametrize(("narrow", "reach"), [(True, 14), (False, 128)])
+def test_depthwise_equals_its_oracle(narrow: bool, reach: int) -> None:
+    taps = tuple(256 * i + 32 * j for i in range(3) for j in range(3))
+    kernel = Depthwise(taps, 512, 32, 3, 6, 32, narrow, ROUND)
+    arrays = contents(kernel, reach)
+    arrays[0] = np.clip(arrays[0], -128, 127)
+    wanted = kernel.oracle(*arrays)
+    np.testing.assert_array_equal(run(kernel, *arrays).reshape(wanted.shape), wanted)
+
+
+def test_pack_puts_every_weight_where_the_oracle_finds_it() -> None:
+    kernel = PACKED["surplus_channels"]
+    rows = np.random.default_rng(1).integers(-8, 8, (10, 1, 30)).astype(np.int8)
+    x = np.random.default_rng(2).integers(0, 256, kernel.parameters()[3].size).astype(np.uint8)
+    bias, ratio = np.zeros(16, np.int32), np.full(16, 2.0**-7, np.float32)
+    found = kernel.oracle(pack(rows, kernel).reshape(-1), bias, ratio, x)
+    for place in range(3):
+        acc = rows[:, 0].astype(np.int64) @ x[place * 30 : place * 30 + 30]
+        codes = np.clip(np.rint(acc * 2.0**-7) + 118, 3, 250)
+        np.testing.assert_array_equal(found[0, place], codes)
+
+
+@pytest.mark.parametrize(
+    ("top", "group"), [(8, 4), (16, 4), (17, 2), (32, 2), (33, 1), (64, 1), (65, 0)]
+)
+def test_sums_of_quads_that_16_bits_hold(top: int, group: int) -> None:
+    """255 * 2 * top * quads must stay below 2^15: one more and the group halves."""
+    weights = np.full((1, 4, 8, 4), top, np.int8)
+    assert safe_quads(weights) == group
+    signs = np.tile(np.array([1, -1], np.int8), 2)
+    assert safe_quads(weights * signs) >= group
+
+
+def test_avx512_vnni_compiles_and_uses_its_instruction() -> None:
+    """Only compiled: it has never run where these tests were written."""
+    kernel = replace(PACKED["rows_of_a_window"], isa="avx512vnni", tile=Tile(6, 2, 2))
+    machine = Description.parse("llvm:x86_64-linux-gnu:sapphirerapids").resolved().target()
+    if not codegen.llvm_is_valid_cpu("sapphirerapids", "x86_64-linux-gnu"):
+        pytest.skip("this LLVM does not know the processor")
+    made = tvm.compile(alone(kernel), target=tvm.target.Target(machine, host=machine))
+    assert "vpdpbusd" in made.mod.inspect_source("asm")
