@@ -171,8 +171,8 @@ class PackedConvolution:
         """Unpacks the weights and multiplies in int64; rounds as the float proof allows."""
         lanes, r = self.how.lanes, self.rounding
         shape = (self.blocks, len(self.runs), self.quads, self.tile.vectors, lanes, QUAD)
-        rows = weight.reshape(shape).transpose(0, 3, 4, 1, 2, 5).astype(np.int64)
-        rows = rows.reshape(self.blocks * self.block, len(self.runs), -1)
+        by_channel = weight.reshape(shape).transpose(0, 3, 4, 1, 2, 5).astype(np.int64)
+        rows = by_channel.reshape(self.blocks * self.block, len(self.runs), -1)
         out = np.zeros((self.out_rows, self.out_width, self.out), np.uint8)
         for row, column in np.ndindex(self.out_rows, self.out_width):
             corner = row * self.row_bytes + column * self.pixel_bytes
