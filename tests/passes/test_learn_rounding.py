@@ -221,3 +221,17 @@ def test_effort_brings_the_integer_network_nearer_to_the_float_one() -> None:
         context = context_of(DIGITS / "digits_cnn.onnx", samples, recipe)
         errors[effort] = logits_error(context, result.plan)
     assert errors["default"] < 0.9 * errors["fast"]
+
+
+@pytest.mark.slow
+def test_codes_and_exponents_of_power_grids_are_learned_together() -> None:
+    recipe = RECIPE.replace(grid="power", samples=32)
+    context = context_of(DIGITS / "digits_cnn.onnx", DIGITS / "digits_calib.npz", recipe)
+    plan = make_plan(context)
+    how = replace(SHORT, learns=("codes", "bias", "exponents"), iterations=20, exponent_lr=2e-2)
+    learned = how(context, plan)
+    powers = {name: weight.grid.power for name, weight in plan.weights.items()}
+    moved = {n for n, w in learned.weights.items() if w.grid.power != powers[n]}
+    assert moved
+    assert all(plan.weights[name].grid.bits == 3 for name in moved)
+    assert logits_error(context, learned) < logits_error(context, plan)
