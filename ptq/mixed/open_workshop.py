@@ -42,7 +42,8 @@ def open_workshop(
 ) -> Workshop:
     """Read the model and the samples, and set some samples apart to measure on.
 
-    Rounding is in closed form, whatever the recipe's effort: points are many.
+    Rounding is in closed form and on uniform grids, whatever the recipe's effort and grid are:
+    points are many.
 
     Raises:
         UsageError: the recipe has a precision map already, or a metric that cannot be read.
