@@ -83,6 +83,7 @@ def make_page(
         comparison=report.comparison,
         measured_on=report.measured_on,
         latency=report.latency,
+        ladder=report.ladder,
         front=None if options.front is None else load_front(options.front, model),
     )
 

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ from click.testing import CliRunner, Result
 from ptq.cli import main
 from ptq.grid import Grid
 from ptq.histogram import Histogram
-from ptq.pages import load_front
+from ptq.pages import load_front, make_page
 from ptq.plan import ActivationPlan, WeightPlan
+from ptq.report.page.forms import to_html, to_markdown
 from ptq.report.page.rows import activation_bars, weight_bars
+from ptq.report.rungs import Rung
 from tests.small_cnn import write_cnn
 
 EVIL = '<script>document.title="owned"</script>|`*'
@@ -89,6 +92,16 @@ def test_markdown_and_html_say_what_json_says(model: Path) -> None:
         assert found["lints"][0]["message"] in plain
         for heading in ("Layers", "Float islands", "Pareto front", "Latency", "Provenance"):
             assert heading in plain
+
+
+def test_stages_are_shown_where_there_were_any(model: Path) -> None:
+    rungs = (Rung("round", 0.5, 10.0, True, 1.0), Rung("learn", 0.4, 12.5, False, 2.0))
+    made = replace(make_page(model), ladder=rungs)
+    for text in (to_html(made), to_markdown(made)):
+        assert "Stages" in text
+        assert "+2.50" in text
+        assert "no gain" in text
+    assert "Stages" not in to_html(replace(made, ladder=()))
 
 
 def test_names_are_escaped_and_nothing_is_fetched(model: Path) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from ptq.calib_data import Lint
 from ptq.report.benchmark import Benchmark
 from ptq.report.comparison import Comparison
+from ptq.report.rungs import Rung
 from ptq.report.summary import CertificateSummary, IslandRow
 
 SCHEMA_VERSION = 1
@@ -102,7 +103,10 @@ class Fact:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything a report says. provenance: label -> value (hashes, versions, recipe, seed)."""
+    """Everything a report says. provenance: label -> value (hashes, versions, recipe, seed).
+
+    ladder: what each stage of quantising gained.
+    """
 
     model: str
     precision: str
@@ -118,6 +122,7 @@ class Page:
     measured_on: str = ""
     latency: Benchmark | None = None
     front: Front | None = None
+    ladder: tuple[Rung, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:

@@ -16,10 +16,12 @@ from ptq.report.page.content import Page
 from ptq.report.page.graph_chart import graph
 from ptq.report.plain_markdown import literal
 from ptq.report.print_benchmark import surroundings_line
+from ptq.report.rungs import COLUMNS, rung_rows
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+_STAGES = (*COLUMNS[:-1], "note")  # a head without text is no head to a screen reader
 _WIDTHS = (*range(2, 9), "float")
 
 
@@ -34,13 +36,13 @@ def to_html(page: Page) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     style = environment.get_template("page.css.j2").render(widths=_WIDTHS)
     return environment.get_template("page.html.j2").render(
-        page=page, style=Markup(style), script=Markup(script), script_hash=digest
+        page=page, stages=_STAGES, style=Markup(style), script=Markup(script), script_hash=digest
     )  # both are ours, not the model's
 
 
 def to_markdown(page: Page) -> str:
     """The same as tables; histograms as lines of block characters."""
-    return _environment(escape=False).get_template("page.md.j2").render(page=page)
+    return _environment(escape=False).get_template("page.md.j2").render(page=page, stages=_STAGES)
 
 
 FORMS: dict[str, Callable[[Page], str]] = {
@@ -88,6 +90,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "graph": graph,
     "histogram": charts.histogram,
     "latency": charts.latency,
+    "rungs": rung_rows,
     "precision_class": charts.precision_class,
     "size": megabytes,
     "sparkline": charts.sparkline,
