@@ -31,7 +31,7 @@ from ptq.passes.rounding import (
     search_scales,
     squant,
 )
-from ptq.plan import Plan, WeightPlan
+from ptq.plan import LayerGrid, Plan, WeightPlan
 
 DAMP_SAMPLES = 10.0
 DAMP_RANGE = (0.01, 0.1)
@@ -80,11 +80,7 @@ def quantize_weight(
     return min(trials, key=lambda trial: trial[1])[0]
 
 
-Shape = Grid | tuple[Grid, ...]
-"""One grid, or one for each channel, which differ in their power only."""
-
-
-def grids(context: Context, plan: Plan, unit: Unit) -> tuple[Shape, ...]:
+def grids(context: Context, plan: Plan, unit: Unit) -> tuple[LayerGrid, ...]:
     """The grids to round a weight to: uniform, what the plan found for it, or for 'auto' both."""
     bits = context.weight_bits(unit)
     plain = Grid(bits, symmetric=context.recipe.symmetric or bits == 8)
@@ -93,7 +89,7 @@ def grids(context: Context, plan: Plan, unit: Unit) -> tuple[Shape, ...]:
 
 
 def round_to(
-    context: Context, plan: Plan, unit: Unit, gram: Floats | None, shape: Shape
+    context: Context, plan: Plan, unit: Unit, gram: Floats | None, shape: LayerGrid
 ) -> tuple[WeightPlan, float]:
     """One layer's weight on one shape of grid, and its output's error (None: the weight's)."""
     rows = weight_rows(unit).astype(np.float64)

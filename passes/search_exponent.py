@@ -20,13 +20,12 @@ from ptq.integer.weights import unit_pairs
 from ptq.passes.collect_grams import collect_squares, groups, weight_rows
 from ptq.passes.context import Context, Progress
 from ptq.passes.rounding import candidate_grids, shape_errors
-from ptq.plan import Plan
+from ptq.plan import LayerGrid, Plan
 from ptq.recipe import GridFamily
 
 WIDEST = 6
 """Bits; more levels than that lie so close that an int8 table rounds them together."""
 
-Shape = Grid | tuple[Grid, ...]
 Squares = Mapping[str, npt.NDArray[np.float64]]
 
 
@@ -51,21 +50,21 @@ class SearchExponent:
 
 def no_grids(
     how: SearchExponent, context: Context, plan: Plan, units: Sequence[Unit]
-) -> dict[str, Shape]:
+) -> dict[str, LayerGrid]:
     """Leave every weight on the affine uniform grid."""
     return {}
 
 
 def grid_per_layer(
     how: SearchExponent, context: Context, plan: Plan, units: Sequence[Unit]
-) -> dict[str, Shape]:
+) -> dict[str, LayerGrid]:
     """Each layer's best exponent and half offset by its own (weighed) weight error.
 
     Or each channel's exponent, if the recipe says so; a grouped convolution with several channels a
     group has one for all, because they are rounded together.
     """
     squares = input_squares(how, context, units)
-    chosen: dict[str, Shape] = {}
+    chosen: dict[str, LayerGrid] = {}
     for done, unit in enumerate(units, 1):
         rows, base = weight_rows(unit), base_grid(context, plan, unit)
         grids = candidate_grids(base, [1 / a for a in how.exponents])
@@ -87,7 +86,7 @@ def best_of_each(
 
 def one_exponent(
     how: SearchExponent, context: Context, plan: Plan, units: Sequence[Unit]
-) -> dict[str, Shape]:
+) -> dict[str, LayerGrid]:
     """PowerQuant (arXiv 2301.09858): symmetric, nothing clipped, one exponent for all layers.
 
     It minimises the sum over layers of ||W - W^||_2, without samples.
@@ -103,7 +102,7 @@ def one_exponent(
     return {name: replace(base, power=power) for name, base in bases.items()}
 
 
-Choose = Callable[[SearchExponent, Context, Plan, Sequence[Unit]], dict[str, Shape]]
+Choose = Callable[[SearchExponent, Context, Plan, Sequence[Unit]], dict[str, LayerGrid]]
 
 FAMILIES: Mapping[GridFamily, Choose] = {
     "uniform": no_grids,

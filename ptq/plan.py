@@ -20,6 +20,9 @@ from ptq.grid import Codes, Grid, container
 
 PLAN_VERSION = 1
 
+LayerGrid = Grid | tuple[Grid, ...]
+"""One grid, or one for each channel, which differ in their power only."""
+
 
 @dataclass(frozen=True)
 class ActivationPlan:
@@ -114,14 +117,13 @@ class Plan:
     activations: float value name -> ActivationPlan.
     weights: unit name -> WeightPlan.
     biases: unit name -> [channels] float64, corrected; units without an entry keep the model's.
-    grids: unit name -> the grid that its weight is to be quantised to, where one was searched, or
-        one for each channel, which differ in their power only.
+    grids: unit name -> the grid that its weight is to be quantised to, where one was searched.
     """
 
     activations: Mapping[str, ActivationPlan] = field(default_factory=dict)
     weights: Mapping[str, WeightPlan] = field(default_factory=dict)
     biases: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-    grids: Mapping[str, Grid | tuple[Grid, ...]] = field(default_factory=dict)
+    grids: Mapping[str, LayerGrid] = field(default_factory=dict)
 
     def with_activations(self, changes: Mapping[str, ActivationPlan]) -> Plan:
         """A copy with these activations replaced or added."""
@@ -135,7 +137,7 @@ class Plan:
         """A copy with these biases replaced or added."""
         return replace(self, biases={**self.biases, **changes})
 
-    def with_grids(self, changes: Mapping[str, Grid | tuple[Grid, ...]]) -> Plan:
+    def with_grids(self, changes: Mapping[str, LayerGrid]) -> Plan:
         """A copy with these grids of weights replaced or added."""
         return replace(self, grids={**self.grids, **changes})
 
@@ -209,9 +211,9 @@ class Plan:
         )
 
 
-def _records(grid: Grid | tuple[Grid, ...]) -> Any:
+def _records(grid: LayerGrid) -> Any:
     return asdict(grid) if isinstance(grid, Grid) else [asdict(each) for each in grid]
 
 
-def _grids(found: Any) -> Grid | tuple[Grid, ...]:
+def _grids(found: Any) -> LayerGrid:
     return Grid(**found) if isinstance(found, dict) else tuple(Grid(**each) for each in found)
