@@ -216,9 +216,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> None:
     for (model, activations, kind, aim), found in sorted(groups.items(), key=str):
         if kind == "hull":
             continue
+        columns = {t: [r[t] for r in found] for t in ("top1", "agreement", "sqnr_db")}
+        columns["held-out KL"] = [r["held_out"]["loss"] for r in found]
         cells = [
-            f"{title} {np.mean(v):.4f} +- {np.std(v):.4f}"
-            for title, v in ((t, [r[t] for r in found]) for t in ("top1", "agreement", "sqnr_db"))
+            f"{title} {np.mean(v):.4f} +- {np.std(v, ddof=len(v) > 1):.4f}"
+            for title, v in columns.items()
         ]
         bits = np.mean([r["average_bits"] for r in found])
         size = np.mean([r["file_bytes"] for r in found]) / 1000
@@ -229,6 +231,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> None:
         if row["kind"] == "hull":
             hulls.setdefault((row["model"], row["activations"], row["seed"]), []).append(row)
     for (model, activations, seed), found in sorted(hulls.items()):
+        if len(found) < 3:
+            continue
         rho = spearmanr([r["predicted"] for r in found], [r["held_out"]["loss"] for r in found])
         print(f"{model} A{activations} seed {seed}: Spearman of predicted and measured loss over "
               f"{len(found)} hull points {rho.statistic:.3f}")  # fmt: skip
