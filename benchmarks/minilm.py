@@ -25,7 +25,7 @@ from torch.nn import functional
 
 WIDTH, HEADS, INNER, LAYERS, WORDS, LONGEST = 384, 12, 1536, 6, 30522, 512
 EPSILON = 1e-12
-BATCH = 32
+BATCH, SMALL = 32, 8
 Array = npt.NDArray[Any]
 Embed = Callable[[dict[str, Array]], Array]
 
@@ -135,11 +135,13 @@ def pairs(path: Path) -> tuple[list[dict[str, Array]], Array]:
 
 
 def batches(path: Path, count: int, seed: int) -> list[dict[str, Array]]:
-    """`count` random sentences, in batches of their own lengths' maximum."""
+    """`count` random sentences by length, in batches as long as their longest."""
     sides, _ = pairs(path)
     both = {k: np.concatenate([side[k] for side in sides]) for k in sides[0]}
     chosen = np.random.default_rng(seed).permutation(len(both["input_ids"]))[:count]
-    return [trimmed({k: v[part] for k, v in both.items()}) for part in np.split(chosen, BATCH)]
+    chosen = chosen[np.argsort(both["attention_mask"][chosen].sum(-1), kind="stable")]
+    parts = [chosen[i : i + SMALL] for i in range(0, len(chosen), SMALL)]
+    return [trimmed({k: v[part] for k, v in both.items()}) for part in parts]
 
 
 def trimmed(batch: dict[str, Array]) -> dict[str, Array]:

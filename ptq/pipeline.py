@@ -31,6 +31,7 @@ from ptq.integer.outline import Outline, outline
 from ptq.integer.program import Program
 from ptq.ladder import Step, climb
 from ptq.model import load
+from ptq.passes.balance_channels import balance_channels
 from ptq.passes.batch_norm_statistics import batch_norm_statistics
 from ptq.passes.choose_activation_grids import ChooseActivationGrids
 from ptq.passes.collect_ranges import collect
@@ -196,6 +197,13 @@ def begin(
     for batch in islice(samples.batches(1), 1):
         try_in_child(float_model, batch)
     counted = _Counted(samples)
+    if recipe.balance:
+        report(Progress("balance channels", 0, None))
+        bits = recipe.weight_bits, recipe.activation_bits
+        float_model, balanced = balance_channels(float_model, counted.batches, *bits)
+        sketch = outline(float_model, recipe) if balanced else sketch
+        for norm in balanced:
+            _LOG.info("%s", norm)
     context = Context(
         float_model, sketch, recipe, counted.batches, report, samples.samples, how.memory_bytes,
         _checkpoints(how, float_model, recipe, counted),

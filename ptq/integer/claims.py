@@ -259,9 +259,9 @@ def _concat(node: ir.Node) -> Claim:
 
 
 def is_table(value: ir.Value | None) -> bool:
-    """True for constant float32 numbers of one dimension or more."""
+    """True for constant float32 numbers."""
     array = constant(value)
-    return array is not None and array.dtype == np.float32 and array.ndim > 0
+    return array is not None and array.dtype == np.float32
 
 
 def _maxpool(node: ir.Node) -> Claim:

@@ -1,0 +1,167 @@
+"""Balance the channels of a layer norm's output with the weights that multiply it.
+
+    (LN(x; g, b) / s) @ (s W) = LN(x; g, b) @ W,   LN(x; g, b) / s = LN(x; g / s, b / s)
+
+for any s > 0, a number a channel: exact in float. With s = 1 a channel far wider than the others
+takes the codes of all; with s = its range the weights have the outliers instead. Candidates:
+
+    s_j = max |x_j|^a / max |w_j|^(1 - a), a in ALPHAS     SmoothQuant, arXiv 2211.10438, eq. 4
+    s_j = range of x_j                                     RepQ-ViT, arXiv 2212.08254, scales only
+
+each normalised to a geometric mean of one. For every norm the candidate is kept whose product,
+with input and weights rounded to the recipe's widths, is nearest to the float product on samples
+that s was not made from; s = 1 is a candidate, and the winner must gain GAIN over it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ptq.execute.float import FloatRunner
+from ptq.passes.rewriting import add_initializer, constant, int_attribute, is_op
+
+Array = npt.NDArray[Any]
+Batches = Callable[[int], Iterator[Mapping[str, Array]]]
+
+ALPHAS = (0.25, 0.5, 0.75)
+GAIN = 0.2
+ROWS = 1024
+BATCH = 8
+SMALLEST = 1e-5
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """A norm whose channels were rescaled: relative squared error of its products, held out."""
+
+    norm: str
+    candidate: str
+    error_before: float
+    error_after: float
+
+
+def balance_channels(
+    model: ir.Model, batches: Batches, weight_bits: int, activation_bits: int
+) -> tuple[ir.Model, tuple[Balanced, ...]]:
+    """A copy of the prepared model with every norm balanced that gains, and what was done."""
+    model = model.clone()
+    norms = [node for node in model.graph if is_op(node, "LayerNormalization")]
+    found = {id(norm): products for norm in norms if (products := _products(norm))}
+    norms = [norm for norm in norms if id(norm) in found]
+    if not norms:
+        return model, ()
+    rows = _rows(model, [str(n.outputs[0].name) for n in norms], batches)
+    done = []
+    for norm in norms:
+        weights = [_rows_first(node) for node in found[id(norm)]]
+        bits = weight_bits, activation_bits
+        made = _best(rows[str(norm.outputs[0].name)], np.concatenate(weights, axis=1), bits)
+        if made is not None:
+            name, factor, before, after = made
+            _apply(model.graph, norm, found[id(norm)], factor)
+            done.append(Balanced(str(norm.name), name, before, after))
+    return model, tuple(done)
+
+
+def _products(norm: ir.Node) -> list[ir.Node]:
+    """The products with constant weights that read the norm, if nothing else does."""
+    output, uses = norm.outputs[0], list(norm.outputs[0].uses())
+    affine = [constant(value) for value in norm.inputs[1:]]
+    if output.is_graph_output() or any(array is None or array.ndim != 1 for array in affine):
+        return []
+    for use in uses:
+        weight = constant(use.node.inputs[1]) if is_op(use.node, "MatMul", "Gemm") else None
+        if weight is None or weight.ndim != 2 or use.idx != 0:
+            return []
+        if int_attribute(use.node, "transA", 0):
+            return []
+    return [use.node for use in uses]
+
+
+def _rows_first(product: ir.Node) -> Array:
+    """The weight as [in, out] float64."""
+    weight = constant(product.inputs[1])
+    if weight is None:
+        raise ValueError(f"{product.name}: its weight is not constant")
+    wide = weight.astype(np.float64)
+    return wide.T if int_attribute(product, "transB", 0) else wide
+
+
+def _rows(model: ir.Model, names: list[str], batches: Batches) -> dict[str, Array]:
+    """Up to ROWS rows of every tensor, spread over the samples: [rows, channels]."""
+    runner = FloatRunner(model, names)
+    taken: dict[str, list[Array]] = {name: [] for name in names}
+    count = 0
+    for batch in batches(BATCH):
+        values = runner.run(batch)
+        for name in names:
+            flat = values[name].reshape(-1, values[name].shape[-1])
+            taken[name].append(flat[:: max(1, len(flat) // 64)])
+        count += len(taken[names[0]][-1])
+        if count >= ROWS:
+            break
+    runner.close()
+    return {name: np.concatenate(parts).astype(np.float64) for name, parts in taken.items()}
+
+
+def _best(x: Array, weight: Array, bits: tuple[int, int]) -> tuple[str, Array, float, float] | None:
+    """Name, factor, error before and after of the best candidate; None if s = 1 is good enough."""
+    made_from, held_out = x[::2], x[1::2]
+    if len(held_out) < 2:
+        return None
+    errors = {
+        name: (_error(held_out, weight, s, bits), s) for name, s in _candidates(made_from, weight)
+    }
+    before = errors["none"][0]
+    name = min(errors, key=lambda key: errors[key][0])
+    after, factor = errors[name]
+    return (name, factor, before, after) if after < (1 - GAIN) * before else None
+
+
+def _candidates(x: Array, weight: Array) -> Iterable[tuple[str, Array]]:
+    width, weights = np.abs(x).max(axis=0), np.abs(weight).max(axis=1)
+    width, weights = np.maximum(width, SMALLEST), np.maximum(weights, SMALLEST)
+    yield "none", np.ones(len(width))
+    for alpha in ALPHAS:
+        yield f"smooth {alpha}", _normalised(width**alpha / weights ** (1 - alpha))
+    yield "range", _normalised(np.maximum(np.ptp(x, axis=0), SMALLEST))
+
+
+def _normalised(factor: Array) -> Array:
+    scaled: Array = factor / math.exp(float(np.log(factor).mean()))
+    return scaled
+
+
+def _error(x: Array, weight: Array, factor: Array, bits: tuple[int, int]) -> float:
+    """Relative squared error of the rounded product: input affine, weights symmetric by column."""
+    product = x @ weight
+    scaled, multiplied = x / factor, weight * factor[:, None]
+    low, high = min(scaled.min(), 0.0), max(scaled.max(), 0.0)
+    step = max(high - low, SMALLEST) / (2 ** bits[1] - 1)
+    unit = np.maximum(np.abs(multiplied).max(axis=0), SMALLEST) / (2 ** (bits[0] - 1) - 1)
+    found = (np.rint(scaled / step) * step) @ (np.rint(multiplied / unit) * unit)
+    return float(((found - product) ** 2).sum() / max((product**2).sum(), SMALLEST))
+
+
+def _apply(graph: ir.Graph, norm: ir.Node, products: list[ir.Node], factor: Array) -> None:
+    """Divide scale and bias, multiply the weights' rows; each gets a constant of its own."""
+    for index, value in enumerate(norm.inputs[1:], 1):
+        array = constant(value)
+        if array is not None and value is not None:
+            _replace(graph, norm, index, array.astype(np.float64) / factor)
+    for node in products:
+        rows = _rows_first(node) * factor[:, None]
+        _replace(graph, node, 1, rows.T if int_attribute(node, "transB", 0) else rows)
+
+
+def _replace(graph: ir.Graph, node: ir.Node, index: int, array: Array) -> None:
+    value = node.inputs[index]
+    name = f"{value.name if value is not None else node.name}/balanced"
+    node.replace_input_with(index, add_initializer(graph, name, array.astype(np.float32)))
