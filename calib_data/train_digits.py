@@ -89,13 +89,13 @@ def samples() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return train_x, eval_x, train_y, eval_y
 
 
-def train(model: nn.Module, x: Tensor, y: Tensor) -> None:
+def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int = EPOCHS) -> None:
     """AdamW on images shifted by up to two pixels, one cycle of the learning rate."""
-    steps = EPOCHS * (len(x) // BATCH)
+    steps = epochs * (len(x) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=steps)
     model.train()
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         order = torch.randperm(len(x))
         for batch in order[: len(x) // BATCH * BATCH].split(BATCH):
             shift = torch.randint(-2, 3, (2,)).tolist()

@@ -194,9 +194,13 @@ def _onnx_of(program: ExportedProgram, dynamic_shapes: Any) -> ir.Model:
             program, dynamo=True, opset_version=OPSET, dynamic_shapes=dynamic_shapes, verbose=False
         )
     except Exception as error:  # torch.onnx's classes are private
-        root = error.__cause__ or error
+        where = error.__cause__ or error
+        why = where
+        while why.__cause__ is not None:
+            why = why.__cause__
+        told = dict.fromkeys((_first_line(where), _first_line(why)))
         raise UnsupportedModelError(
-            f"model: torch.onnx cannot export it: {_first_line(root)}. Replace the operator, or "
+            f"model: torch.onnx cannot export it: {'; '.join(told)}. Replace the operator, or "
             "register a translation and give ptq the ONNX model that torch.onnx.export makes"
         ) from error
     if made is None:

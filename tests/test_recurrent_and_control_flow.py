@@ -117,8 +117,12 @@ def test_a_loop_is_an_island() -> None:
             value("next", TensorProto.FLOAT, ["N", *SHAPE[1:]]),
         ],
     )
-    loop = helper.make_node("Loop", ["times", "", "h"], ["k"], name="again", body=body)
-    result = ptq.quantize(graph([loop], {"times": np.array(3)}), [{"x": samples()}])
+    nodes = [  # as often as there are samples: a constant number would be unrolled
+        helper.make_node("Shape", ["h"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "first"], ["times"]),
+        helper.make_node("Loop", ["times", "", "h"], ["k"], name="again", body=body),
+    ]
+    result = ptq.quantize(graph(nodes, {"first": np.array(0)}), [{"x": samples()}])
     check(result, {"Loop"})
 
 

@@ -21,6 +21,8 @@ from ptq.integer.claims import constant, integer, is_activation, rank, real, sta
 
 LONGEST_ROW = 4096
 """Rows that a norm may have: sums of squares then stay below 2^52."""
+LONGEST_SOFTMAX = 2**15
+"""Elements of a softmax whose sums stay below 2^31."""
 MASKED = -1e4
 """A score at or below this is masked: its exponential is zero."""
 
@@ -205,6 +207,8 @@ def _masked_softmax(node: ir.Node) -> MaskedSoftmax | None:
     if keep is None or scores is None or array is None or not is_activation(scores):
         return None
     if array.size != 1 or array.max() > MASKED or rank(scores) != rank(node.inputs[0]):
+        return None
+    if (static_dim(scores, -1) or 0) >= LONGEST_SOFTMAX:
         return None
     return MaskedSoftmax((where, node), scores, keep)
 
