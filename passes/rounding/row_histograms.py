@@ -43,7 +43,8 @@ class RowHistograms:
         w = np.asarray(w, np.float64)
         h = np.ones_like(w) if h is None else np.asarray(h, np.float64)
         origin = w.min(axis=1)
-        width = np.maximum((w.max(axis=1) - origin) / BINS, np.finfo(np.float64).tiny)
+        reach = (w.max(axis=1) - origin) / BINS
+        width = np.where(reach > np.finfo(np.float32).tiny, reach, 1.0)  # of constant rows: any
         place = (w - origin[:, None]) / width[:, None]
         index = np.minimum(place.astype(np.intp), BINS - 1)
         index += BINS * np.arange(len(w))[:, None]

@@ -29,8 +29,8 @@ def test_histogram_errors_are_those_of_the_elements(size: int) -> None:
 
 
 def test_rows_of_one_value_have_no_error_on_a_level_there() -> None:
-    w = np.array([[0.3] * 4, [0.0] * 4])
-    errors = RowHistograms.of(w).errors(np.array([[[0.0, 0.3]], [[-1.0, 0.0]]]))
+    w = np.array([[0.3] * 4, [0.0] * 4, [1e-30] * 3 + [1.1e-30]])
+    errors = RowHistograms.of(w).errors(np.array([[[0.0, 0.3]], [[-1.0, 0.0]], [[-9.0, 1e-30]]]))
     np.testing.assert_allclose(errors, 0.0, atol=1e-12)
 
 
