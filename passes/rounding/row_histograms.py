@@ -20,6 +20,7 @@ from ptq.grid import Floats
 Array = npt.NDArray[np.float64]
 
 BINS = 1024
+NARROWEST = 1e-9  # width of a constant row's bins, relative to its weights
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class RowHistograms:
         w = np.asarray(w, np.float64)
         h = np.ones_like(w) if h is None else np.asarray(h, np.float64)
         origin = w.min(axis=1)
-        reach = (w.max(axis=1) - origin) / BINS
-        width = np.where(reach > np.finfo(np.float32).tiny, reach, 1.0)  # of constant rows: any
+        largest = np.abs(w).max(axis=1)
+        largest = np.where(largest > 0, largest, largest.max(initial=0.0) or 1.0)
+        width = np.maximum((w.max(axis=1) - origin) / BINS, NARROWEST * largest)
         place = (w - origin[:, None]) / width[:, None]
         index = np.minimum(place.astype(np.intp), BINS - 1)
         index += BINS * np.arange(len(w))[:, None]
