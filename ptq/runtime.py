@@ -110,10 +110,11 @@ class Module:
         return calls
 
 
-def load(path: str | Path, *, threads: int | None = None) -> Module:
+def load(path: str | Path, *, threads: int | None = 1) -> Module:
     """Load a module that `ptq compile` wrote.
 
-    threads: of this process's pool for parallel loops; None is all CPUs.
+    threads: of this process's pool for parallel loops. TVM's pool waits for each of its threads in
+        every loop, so on a busy machine more than one is slower by far. None leaves the pool alone.
 
     Raises:
         InvalidModelError: not such a file, or one of another version.

@@ -103,9 +103,9 @@ def boundary_specs(program: Program) -> tuple[InputSpec, ...]:
 
 def _compiled(model: Path, program: Program, options: VerifyOptions) -> Runners:
     """A compiled module, and its tapped twin if the compiler is there."""
-    module = runtime.load(model, threads=options.threads)
+    module = runtime.load(model, threads=options.threads or 1)
     try:
-        twin = tapped_twin(program, module, options.threads)
+        twin = tapped_twin(program, module, options.threads or 1)
     except MissingDependencyError as error:
         _LOG.warning("%s: outputs only are compared, because %s", model, error)
         return Runners(Deployed(module), None, {})

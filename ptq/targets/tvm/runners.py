@@ -63,7 +63,7 @@ class Tapped:
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def tapped_twin(program: Program, module: runtime.Module, threads: int | None = None) -> Tapped:
+def tapped_twin(program: Program, module: runtime.Module, threads: int = 1) -> Tapped:
     """Compile `program` for the module's target, so that all its codes can be read.
 
     Raises:
