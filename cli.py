@@ -181,7 +181,8 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
     from ptq.compilation import check_target, save_compiled
     from ptq.evaluate import Samples, check_evaluation
     from ptq.mixed.within import quantize_within
-    from ptq.pipeline import RunOptions, quantize
+    from ptq.opening import RunOptions
+    from ptq.pipeline import quantize
     from ptq.report import artifact
     from ptq.report.measure import measure
     from ptq.report.progress import progress

@@ -30,9 +30,10 @@ from ptq.calib_data.synthetic import synthetic_source
 from ptq.integer.lower import lower
 from ptq.ladder import distances
 from ptq.model import load
+from ptq.opening import begin
 from ptq.passes.context import Context
 from ptq.passes.learn_rounding import LearnRounding
-from ptq.pipeline import FITTED, begin
+from ptq.pipeline import FITTED
 from ptq.plan import Plan
 from ptq.recipe import Recipe
 from ptq.targets import TARGETS

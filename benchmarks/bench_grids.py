@@ -30,8 +30,8 @@ import ptq
 from ptq.calib_data import input_specs, labelled, parse_preprocess
 from ptq.calib_data.calibration import choose
 from ptq.model import load
-from ptq.pipeline import Result
 from ptq.report.metrics import Fidelity
+from ptq.result import Result
 
 Batches = list[tuple[dict[str, Any], np.ndarray]]
 

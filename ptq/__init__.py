@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ptq.inspection import inspect_file
     from ptq.model import load
     from ptq.pages import PageOptions, make_page
-    from ptq.pipeline import Result, quantize
+    from ptq.pipeline import quantize
     from ptq.plan import Plan
     from ptq.recipe import Recipe
     from ptq.regress import RegressOptions, make_baseline, regress_file
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ptq.report.measure import Samples
     from ptq.report.record import to_json
     from ptq.reproduce import redo
+    from ptq.result import Result
     from ptq.verify import VerifyOptions, verify_file
 
 __version__ = "0.1.0"
@@ -74,7 +75,7 @@ _HOMES = {
     "Preprocess": "ptq.calib_data",
     "Recipe": "ptq.recipe",
     "RegressOptions": "ptq.regress",
-    "Result": "ptq.pipeline",
+    "Result": "ptq.result",
     "Samples": "ptq.report.measure",
     "VerifyOptions": "ptq.verify",
     "bench_files": "ptq.evaluate",

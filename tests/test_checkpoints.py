@@ -11,9 +11,9 @@ import pytest
 import ptq
 from ptq.checkpoints import Checkpoints, run_key
 from ptq.ladder import Step
+from ptq.opening import RunOptions
 from ptq.passes.context import Progress
 from ptq.passes.learn_rounding import LearnRounding
-from ptq.pipeline import RunOptions
 from ptq.plan import Plan
 from ptq.recipe import Recipe
 from tests.conv_net import conv_net, conv_samples

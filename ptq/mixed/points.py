@@ -19,12 +19,13 @@ from ptq.mixed.costs import average_bits
 from ptq.mixed.rounding import plan_of
 from ptq.mixed.study import Study
 from ptq.passes.context import Batch, Progress
-from ptq.pipeline import Result, finish
+from ptq.pipeline import finish
 from ptq.precision import Precision
 from ptq.report.benchmark import BenchOptions, bench
 from ptq.report.metrics import Fidelity
 from ptq.report.session import open_session
 from ptq.report.summary import model_bytes
+from ptq.result import Result
 
 Array = npt.NDArray[Any]
 Precisions = Mapping[str, Precision]

@@ -18,12 +18,13 @@ from ptq.integer.layer_precision import weight_bits
 from ptq.integer.units import Unit
 from ptq.integer.weights import unit_bias
 from ptq.mixed.study import Study
+from ptq.opening import Run
 from ptq.passes.choose_activation_grids import ChooseActivationGrids
 from ptq.passes.collect_grams import Moments, batches_of_units, collect_moments, weight_rows
 from ptq.passes.context import Context, Progress
 from ptq.passes.quantize_weights import quantize_weight
 from ptq.passes.rounding import bias_shift
-from ptq.pipeline import Run, correct_biases
+from ptq.pipeline import correct_biases
 from ptq.plan import Plan, WeightPlan
 
 GRAM_BYTES = 1 << 30

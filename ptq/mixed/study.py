@@ -18,8 +18,9 @@ from ptq.errors import CalibrationError
 from ptq.histogram import Histogram
 from ptq.integer.outline import outline
 from ptq.model import load
+from ptq.opening import Run, begin
 from ptq.passes.context import Batch, Context, Progress
-from ptq.pipeline import Run, begin, collect_histograms
+from ptq.pipeline import collect_histograms
 from ptq.recipe import Recipe
 
 HELD_OUT = 4

@@ -13,9 +13,11 @@ from ptq.calib_data import Preprocess
 from ptq.mixed.budgets import Budgets, within
 from ptq.mixed.choose import ACTIVATION_WIDTHS
 from ptq.mixed.open_workshop import Options, open_workshop
+from ptq.opening import DEFAULT_RUN, RunOptions
 from ptq.passes.context import Progress
-from ptq.pipeline import DEFAULT_RUN, Result, RunOptions, quantize
+from ptq.pipeline import quantize
 from ptq.recipe import Recipe
+from ptq.result import Result
 
 _LOG = logging.getLogger("ptq")
 

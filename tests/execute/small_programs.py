@@ -25,9 +25,10 @@ from ptq.integer.program import (
     Step,
 )
 from ptq.integer.reference import Reference
-from ptq.pipeline import Result, quantize
+from ptq.pipeline import quantize
 from ptq.plan import ActivationPlan
 from ptq.recipe import Recipe
+from ptq.result import Result
 from tests.graphs import random_graph
 
 PRECISIONS = ("w8a8", "w4a8", "w2a8", "w4a4", "w3a8")

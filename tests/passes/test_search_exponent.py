@@ -9,8 +9,8 @@ import pytest
 
 import ptq
 from ptq.integer.reference import Reference
-from ptq.pipeline import Result
 from ptq.plan import Plan
+from ptq.result import Result
 from ptq.targets import TARGETS
 
 DIGITS = Path(__file__).parents[2] / "calib_data"

@@ -15,13 +15,14 @@ from rich.console import Console
 
 from ptq.errors import InvalidModelError, OutputError
 from ptq.files import sha256
-from ptq.pipeline import Result, quantize
+from ptq.pipeline import quantize
 from ptq.recipe import Recipe
 from ptq.report import artifact
 from ptq.report.artifact import SidePaths, float_source, load_manifest, load_program, save
 from ptq.report.console import make_console, print_report, printable
 from ptq.report.progress import progress
 from ptq.report.summary import IslandRow, file_bytes, make_report
+from ptq.result import Result
 from tests.small_cnn import SHAPE, small_cnn, write_cnn
 
 

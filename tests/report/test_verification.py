@@ -20,11 +20,12 @@ from ptq.integer.program import (
     Quantize,
     Ref,
 )
-from ptq.pipeline import Result, quantize
+from ptq.pipeline import quantize
 from ptq.plan import ActivationPlan
 from ptq.recipe import Recipe
 from ptq.report.flow import after_islands, makers, reads, writes
 from ptq.report.verification import Subject, verify
+from ptq.result import Result
 from ptq.targets import TARGETS
 from ptq.verify import code_names
 from tests.small_cnn import SHAPE, small_cnn
