@@ -217,8 +217,15 @@ def test_interruption_while_files_are_moved_restores_the_old_ones(
         return move(self, target)
 
     monkeypatch.setattr(Path, "replace", interrupted)
-    refused(folder, 130, "interrupted", "--bits", 4, "--force", *calib)
+    before = snapshot(folder)
+    result = quantize(folder, "--bits", 4, "--force", *calib)
+    assert result.exit_code == 130, result.output
+    assert "interrupted" in result.stderr
     assert moved
+    # What is finished stays, in a folder of its own, for --resume.
+    after = snapshot(folder)
+    kept = {path for path in after if path.parent.name == "q.onnx.unfinished"}
+    assert {path: data for path, data in after.items() if path not in kept} == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
