@@ -3,7 +3,7 @@
     python benchmarks/bench_gates.py accuracy|latency [--runs 20] [--folder out/gates] [--most N]
 
 Needs the shared data (PTQ_SHARED, default ../shared). The baseline is seed 0. Accuracy, on the
-first 2,000 evaluation images: another seed, which draws other samples, must pass; fewer bits for
+first 5,000 evaluation images: another seed, which draws other samples, must pass; fewer bits for
 the activations, DEGRADED, must fail. Latency: the same file (A/A) must pass; the same network with
 idle work added, SLOWER, must fail. Prints which gates failed how often. A folder that is there
 already is gone on with; `--most` stops after so many runs: a busy machine is used bit by bit.
@@ -39,7 +39,7 @@ PREPROCESS = parse_preprocess("imagenet")
 RECIPE = ptq.Recipe.from_bits(4).replace(samples=64)
 SLOWER = 1.15
 DEGRADED: dict[str, Any] = {"activation_bits": 5}
-MEASURED = {"accuracy": (2000, 0.5), "latency": (64, 5.0)}  # images, seconds of latency
+MEASURED = {"accuracy": (5000, 0.5), "latency": (64, 5.0)}  # images, seconds of latency
 
 
 def quantized(path: Path, recipe: ptq.Recipe) -> Path:

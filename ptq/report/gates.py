@@ -1,6 +1,6 @@
 """The gates of `ptq regress`: each compares one thing with the baseline and passes or fails.
 
-A gate fails when the loss is larger than what is tolerated *and* chance does not explain it: noise
+A statistical gate fails when what is tolerated, and chance, do not explain the loss together: noise
 alone fails no build, and a loss too small to matter fails none either.
 """
 
@@ -62,7 +62,7 @@ def _verdict(failed: bool) -> Status:
 
 
 def accuracy_gate(before: Outcomes, now: Outcomes, limits: Limits) -> Gate:
-    """Exact McNemar test on the samples that changed sides."""
+    """Exact McNemar test, on the samples that changed sides, of a loss beyond the tolerated one."""
     name = "agreement" if now.judge == "float" else "accuracy"
     if not before.right or not now.right:
         return Gate(name, "skipped", "no labels and no float model to judge the answers by")
@@ -74,14 +74,16 @@ def accuracy_gate(before: Outcomes, now: Outcomes, limits: Limits) -> Gate:
         )
     pairs = list(zip(before.right, now.right, strict=True))
     lost, gained = pairs.count(("1", "0")), pairs.count(("0", "1"))
-    loss, p_value = (lost - gained) / len(pairs), mcnemar(lost, gained)
-    least = max(limits.accuracy_loss, smallest_loss(limits.alpha) / len(pairs))
+    tolerated = limits.accuracy_loss * len(pairs)
+    loss, p_value = (lost - gained) / len(pairs), mcnemar(lost, gained, tolerated)
+    least = smallest_loss(len(pairs), tolerated, limits.alpha) / len(pairs)
     message = (
         f"{100 * (before.accuracy or 0):.2f} % before, {100 * (now.accuracy or 0):.2f} % now: "
-        f"{lost} of {len(pairs)} samples lost, {gained} gained (chance alone: p = {p_value:.2g}); "
-        f"a loss below {100 * least:.2g} points would not have failed"
+        f"{lost} of {len(pairs)} samples lost, {gained} gained (by chance, if the loss is "
+        f"{100 * limits.accuracy_loss:g} points or less: p = {p_value:.2g}); a loss below "
+        f"{100 * least:.2g} points would not have failed"
     )
-    failed = loss > limits.accuracy_loss and p_value <= limits.alpha
+    failed = p_value <= limits.alpha
     return Gate(name, _verdict(failed), message, loss, loss, limits.accuracy_loss)
 
 

@@ -9,26 +9,31 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import bdtrc
 
 Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 2000
 
 
-def mcnemar(lost: int, gained: int) -> float:
-    """Exact one-sided McNemar test: how often chance alone loses so many samples.
+def mcnemar(lost: int, gained: int, tolerated: float = 0.0) -> float:
+    """Exact one-sided McNemar test: how often chance makes of a tolerated loss one like this.
 
-    P(X >= lost), X ~ Binomial(lost + gained, 1/2): samples that both models get right, or both
-    wrong, say nothing. lost: right before, wrong now; gained: the other way round.
-    Source: McNemar 1947, Psychometrika 12(2), the exact form.
+    P(X >= lost), X ~ Binomial(n, 1/2 + tolerated / 2n), n = lost + gained: samples that both models
+    get right, or both wrong, say nothing; of the others this part is lost where lost - gained is
+    `tolerated` in the long run. lost: right before, wrong now; gained: the other way round.
+    Source: McNemar 1947, Psychometrika 12(2), the exact form, which is tolerated = 0.
     """
     changed = lost + gained
-    return sum(math.comb(changed, k) for k in range(lost, changed + 1)) / (1 << changed)
+    if lost == 0 or changed <= tolerated:
+        return 1.0
+    return float(bdtrc(lost - 1, changed, 0.5 + tolerated / (2 * changed)))
 
 
-def smallest_loss(alpha: float) -> int:
+def smallest_loss(samples: int, tolerated: float, alpha: float) -> int:
     """The fewest lost samples, with none gained, that `mcnemar` calls significant at `alpha`."""
-    return math.ceil(-math.log2(alpha))
+    losses = range(1, samples + 1)
+    return next((lost for lost in losses if mcnemar(lost, 0, tolerated) <= alpha), samples)
 
 
 def noise_ratio(before: Floats, now: Floats, alpha: float, seed: int = 0) -> tuple[float, float]:

@@ -19,10 +19,22 @@ def test_mcnemar_is_the_binomial_test_of_the_changed_samples(lost: int, gained: 
     assert mcnemar(lost, gained) == pytest.approx(wanted, rel=1e-9)
 
 
+def test_a_tolerated_loss_is_the_hypothesis_that_is_tested() -> None:
+    # 1,000 changed samples of which 10 % more are lost than gained: 550 and 450
+    wanted = stats.binomtest(600, 1000, 0.55, alternative="greater").pvalue
+    assert mcnemar(600, 400, tolerated=100) == pytest.approx(wanted, rel=1e-9)
+    rng = np.random.default_rng(0)
+    lost = rng.binomial(1000, 0.55, size=2000)  # a loss of exactly what is tolerated
+    failures = np.mean([mcnemar(int(n), 1000 - int(n), 100) <= 0.01 for n in lost])
+    assert failures <= 0.015
+    assert mcnemar(20, 0, tolerated=25) == 1
+
+
 def test_the_smallest_loss_is_the_first_significant_one() -> None:
-    for alpha in (0.05, 0.01, 0.001):
-        least = smallest_loss(alpha)
-        assert mcnemar(least, 0) <= alpha < mcnemar(least - 1, 0)
+    for tolerated in (0.0, 5.0):
+        for alpha in (0.05, 0.01, 0.001):
+            least = smallest_loss(1000, tolerated, alpha)
+            assert mcnemar(least, 0, tolerated) <= alpha < mcnemar(least - 1, 0, tolerated)
 
 
 @pytest.mark.parametrize("count", [6, 7, 20, 51, 300])
