@@ -62,7 +62,7 @@ def check_target(target: str, recipe: Recipe) -> Recipe:
     require_tvm()
     if recipe.io != "float":
         raise RecipeError(f"--io {recipe.io}: a TVM module takes and gives float32; leave it out")
-    return recipe.replace(strict=True)
+    return recipe.replace(strict=True, residual_bits=8)  # no kernel takes 16-bit codes yet
 
 
 def save_compiled(

@@ -45,7 +45,8 @@ class ActivationPlan:
 
     def quantize(self, x: npt.ArrayLike) -> Codes:
         """Codes as onnxruntime's QuantizeLinear makes them: float32 division, half to even."""
-        codes = np.rint(np.asarray(x, np.float32) / self.scale) + np.float32(self.zero_point)
+        with np.errstate(over="ignore"):  # a value out of float32's reach saturates
+            codes = np.rint(np.asarray(x, np.float32) / self.scale) + np.float32(self.zero_point)
         return np.asarray(np.clip(codes, self.low, self.high), self.dtype)
 
     def dequantize(self, codes: Codes) -> npt.NDArray[np.float32]:

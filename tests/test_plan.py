@@ -60,3 +60,8 @@ def test_activations_round_half_to_even_and_saturate() -> None:
     grid = ActivationPlan(Grid(8), np.float32(1.0), 10, 4, 20)
     got = grid.quantize(np.float32([-100, 0.5, 1.5, 2.5, 100]))
     np.testing.assert_array_equal(got, [4, 10, 12, 12, 20])
+
+
+def test_a_value_out_of_reach_saturates_in_silence() -> None:
+    grid = ActivationPlan(Grid(8), np.float32(1e-12), 0)
+    assert grid.quantize(np.array([3e38, -3e38], np.float32)).tolist() == [255, 0]

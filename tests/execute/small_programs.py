@@ -62,14 +62,14 @@ def gemm(weight: Any, bias: Any = None, **requantize: Any) -> Gemm:
 
 
 @functools.cache
-def random_program(seed: int) -> tuple[Result, dict[str, Array]]:
+def random_program(seed: int, residual_bits: int = 16) -> tuple[Result, dict[str, Array]]:
     """A quantised random graph and a batch for it that also leaves the calibrated ranges."""
     proto, shapes = random_graph(seed)
     rng = np.random.default_rng(seed)
     (name, shape), *_ = shapes.items()
     samples = [{name: rng.normal(size=(4, *shape)).astype(np.float32)} for _ in range(2)]
     recipe = Recipe.preset(PRECISIONS[seed % len(PRECISIONS)]).replace(
-        seed=seed, rounding="nearest", bias_correction=False
+        seed=seed, rounding="nearest", bias_correction=False, residual_bits=residual_bits
     )
     feeds = {name: (2 * rng.normal(size=(3, *shape))).astype(np.float32)}
     return quantize(proto, samples, recipe), feeds

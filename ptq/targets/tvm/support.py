@@ -30,6 +30,7 @@ WITH_KERNELS = (
     Quantize, Dequantize, Convolve, Gemm, MatMul, Add, Multiply, Lookup, Mean, Softmax, Normalize,
 )  # fmt: skip
 POOLS = frozenset({"MaxPool", "ReduceMax"})
+LARGEST_CODE = 255
 SHOWN = 5
 
 
@@ -55,6 +56,9 @@ def refusals(program: Program) -> Iterator[str]:
         reason = _refusal(step, static)
         if reason is not None:
             yield f"{step.name} ({_kind(step)}: {reason})"
+    for name, grid in program.codes.items():
+        if grid.high > LARGEST_CODE:
+            yield f"{name} (codes of 16 bits: quantise with residual_bits = 8 in the recipe)"
     for boundary in program.outputs:
         if boundary.name not in dequantized(program):
             yield f"output {boundary.name} (it is not dequantised codes)"

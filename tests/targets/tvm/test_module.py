@@ -117,9 +117,15 @@ def assert_same_codes(program: Program, feeds: dict[str, Array], tmp_path: Path)
         np.testing.assert_array_equal(outputs[name], array, name)
 
 
+def test_codes_of_16_bits_are_refused_by_name() -> None:
+    result, _ = random_program(2)
+    with pytest.raises(UnsupportedModelError, match=r"sub6 \(codes of 16 bits.*residual_bits = 8"):
+        compile_program(result.program, CompileOptions())
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_random_graphs_give_equal_codes(seed: int, tmp_path: Path) -> None:
-    result, feeds = random_program(seed)
+    result, feeds = random_program(seed, residual_bits=8)
     assert_same_codes(result.program, feeds, tmp_path)
 
 
