@@ -1,31 +1,31 @@
-"""Run a module that `ptq compile` wrote. Needs numpy, apache-tvm-ffi and libtvm_runtime.so only.
+"""Run a module that `ptq compile` wrote. Needs numpy and nothing else.
 
     module = ptq.runtime.load("model.so")
     y = module(x)
 
-libtvm_runtime.so, whose threads run parallel loops, is looked for beside the module and then in
-an installed apache-tvm, whose compiler is never loaded.
+The library has one C function (ptq/targets/tvm/native/ptq_module.h); this is its Python side.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ptq.errors import CalibrationError, InvalidModelError, MissingDependencyError
+from ptq.errors import CalibrationError, InvalidModelError
 
-FORMAT_VERSION = 1
-RUNTIME_LIBRARY = "libtvm_runtime.so"
+FORMAT_VERSION = 2
 ALIGNMENT = 64
+INCLUDE = Path(__file__).parent / "targets" / "tvm" / "native"
+"""Where ptq_module.h is, for C and C++."""
 
 Array = npt.NDArray[Any]
 
@@ -39,11 +39,20 @@ class Port:
 
 
 @dataclass(frozen=True)
+class KernelCall:
+    """A call of a kernel, for a step of the integer program."""
+
+    step: str
+    kernel: str
+
+
+@dataclass(frozen=True)
 class Module:
     """A loaded module; calls from several threads wait for one another.
 
     samples: how many one call takes, or a multiple of them if `dynamic_batch`.
-    arena: scratch memory, uint8.
+    calls: the kernels in order. threads: how many work at most.
+    arena: scratch memory, uint8, one after another for each thread.
     """
 
     path: Path
@@ -52,12 +61,14 @@ class Module:
     outputs: tuple[Port, ...]
     samples: int
     dynamic_batch: bool
+    calls: tuple[KernelCall, ...]
+    threads: int
     arena: npt.NDArray[np.uint8]
     entry: Any
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __call__(self, *arrays: npt.ArrayLike) -> Any:
-        """The output, or a tuple of them, for the inputs in order.
+    def __call__(self, *arrays: Any) -> Any:
+        """The output, or a tuple of them, for the inputs in order; what has DLPack is not copied.
 
         Raises:
             CalibrationError: the arrays do not fit the inputs.
@@ -67,7 +78,7 @@ class Module:
                 f"{self.path}: got {len(arrays)} arrays; wanted {len(self.inputs)}: "
                 f"{', '.join(port.name for port in self.inputs)}"
             )
-        feeds = {port.name: np.asarray(x) for port, x in zip(self.inputs, arrays, strict=True)}
+        feeds = {port.name: _as_numpy(x) for port, x in zip(self.inputs, arrays, strict=True)}
         found = tuple(self.run(feeds).values())
         return found[0] if len(found) == 1 else found
 
@@ -77,54 +88,69 @@ class Module:
         Raises:
             CalibrationError: an input is missing or has another shape.
         """
-        import tvm_ffi
+        return self._run(feeds, None)
 
-        calls = self._calls(feeds)
+    def profile(self, feeds: Mapping[str, Array]) -> npt.NDArray[np.int64]:
+        """Run, and return the nanoseconds of every kernel call, in the order of `calls`.
+
+        Raises:
+            CalibrationError: an input is missing or has another shape.
+        """
+        nanoseconds = np.zeros(len(self.calls), np.int64)
+        self._run(feeds, nanoseconds)
+        return nanoseconds
+
+    def _run(self, feeds: Mapping[str, Array], nanoseconds: Array | None) -> dict[str, Array]:
+        repeats = self._repeats(feeds)
         given = [np.ascontiguousarray(feeds[port.name], np.float32) for port in self.inputs]
         made = [
-            np.empty((calls * port.shape[0], *port.shape[1:]) if port.shape else (), np.float32)
+            np.empty((repeats * port.shape[0], *port.shape[1:]) if port.shape else (), np.float32)
             for port in self.outputs
         ]
-        buffers: list[Array] = [*given, *made, self.arena]
-        flat = [tvm_ffi.from_dlpack(array.reshape(-1)) for array in buffers]
+        times = None if nanoseconds is None else nanoseconds.ctypes.data
         with self._lock:
-            self.entry(calls, *flat)
+            self.entry(
+                repeats, _pointers(given), _pointers(made), self.arena.ctypes.data, self.threads,
+                times,
+            )  # fmt: skip
         return {port.name: array for port, array in zip(self.outputs, made, strict=True)}
 
-    def _calls(self, feeds: Mapping[str, Array]) -> int:
-        """How often the entry function repeats itself over the batch."""
-        calls = 1
+    def _repeats(self, feeds: Mapping[str, Array]) -> int:
+        """How often the network is run over the batch."""
+        repeats = 1
         for port in self.inputs:
             if port.name not in feeds:
                 raise CalibrationError(f"{self.path}: input {port.name!r} is missing")
             shape = tuple(np.shape(feeds[port.name]))
             first = port.shape[0] if port.shape else 1
             whole = self.dynamic_batch and bool(shape) and shape[0] % first == 0
-            calls = shape[0] // first if whole else 1
-            if shape != (calls * first, *port.shape[1:])[: len(port.shape)]:
+            repeats = shape[0] // first if whole else 1
+            if shape != (repeats * first, *port.shape[1:])[: len(port.shape)]:
                 batch = "N" if self.dynamic_batch else str(first)
                 wanted = ", ".join([batch, *map(str, port.shape[1:])])
                 raise CalibrationError(
                     f"{self.path}: input {port.name} has shape {list(shape)}; wanted [{wanted}]"
                 )
-        return calls
+        return repeats
 
 
 def load(path: str | Path, *, threads: int | None = 1) -> Module:
     """Load a module that `ptq compile` wrote.
 
-    threads: of this process's pool for parallel loops. TVM's pool waits for each of its threads in
-        every loop, so on a busy machine more than one is slower by far. None leaves the pool alone.
+    threads: how many work at most; None is one for every CPU. A busy machine makes more than one
+        useless, but hardly slower: helpers that the system does not schedule are not waited for.
 
     Raises:
         InvalidModelError: not such a file, or one of another version.
-        MissingDependencyError: the runtime is not installed.
     """
     path = Path(path).resolve()
-    tvm_ffi = _load_runtime(path.parent)
-    described = _description(path)
-    if threads is not None:
-        tvm_ffi.get_global_func("runtime.config_threadpool")(1, threads)
+    library, described = _open(path)
+    entry = library.ptq_run
+    entry.argtypes = [
+        ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32,
+        ctypes.c_void_p,
+    ]  # fmt: skip
+    threads = threads or _cpus()
     return Module(
         path,
         described["target"],
@@ -132,13 +158,15 @@ def load(path: str | Path, *, threads: int | None = 1) -> Module:
         _ports(described["outputs"]),
         described["samples"],
         described["dynamic_batch"],
-        _aligned(described["arena_bytes"]),
-        tvm_ffi.load_module(str(path))["ptq_run"],
+        tuple(KernelCall(call["step"], call["kernel"]) for call in described["calls"]),
+        threads,
+        _aligned(described["arena_bytes"] * threads),
+        entry,
     )
 
 
-def _description(path: Path) -> dict[str, Any]:
-    """The JSON text inside the library."""
+def _open(path: Path) -> tuple[ctypes.CDLL, dict[str, Any]]:
+    """The library and the JSON text inside it."""
     try:
         library = ctypes.CDLL(str(path))
         first = ctypes.c_char.in_dll(library, "ptq_description")
@@ -151,33 +179,26 @@ def _description(path: Path) -> dict[str, Any]:
         raise InvalidModelError(
             f"{path}: version {described['version']}; this ptq runs {FORMAT_VERSION}: compile again"
         )
-    return dict(described)
+    return library, dict(described)
 
 
-def _load_runtime(folder: Path) -> Any:
-    """Import tvm_ffi and load the library that has the thread pool."""
-    if find_spec("tvm_ffi") is None:
-        raise MissingDependencyError(
-            "running a TVM module needs apache-tvm-ffi: pip install 'ptq-compiler[tvm]'"
-        )
-    import tvm_ffi
+def _cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    candidates = [folder / RUNTIME_LIBRARY]
-    package = find_spec("tvm")
-    if package is not None and package.origin is not None:
-        candidates.append(Path(package.origin).parent / "lib" / RUNTIME_LIBRARY)
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
-        raise MissingDependencyError(
-            f"running a TVM module needs {RUNTIME_LIBRARY}: put it beside the module, or "
-            "pip install 'ptq-compiler[tvm]'"
-        )
-    ctypes.CDLL(str(found), ctypes.RTLD_GLOBAL)
-    return tvm_ffi
+
+def _as_numpy(x: Any) -> Array:
+    foreign = not isinstance(x, np.ndarray) and hasattr(x, "__dlpack__")
+    return np.from_dlpack(x) if foreign else np.asarray(x)
 
 
 def _ports(records: Sequence[Mapping[str, Any]]) -> tuple[Port, ...]:
     return tuple(Port(record["name"], tuple(record["shape"])) for record in records)
+
+
+def _pointers(arrays: Sequence[Array]) -> ctypes.Array[ctypes.c_void_p]:
+    """Their addresses, as C wants them."""
+    return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
 
 
 def _aligned(size: int) -> npt.NDArray[np.uint8]:

@@ -26,17 +26,15 @@ def build(program: Program, traced: Trace, description: Description, reuse: bool
     inputs, outputs = (_ports(group, traced) for group in (program.inputs, program.outputs))
     module, memory = link_calls(lowering, inputs, outputs, reuse=reuse)
     executable = tvm.compile(module, target=tvm.target.Target(target, host=target))
-    entry = describe(
-        program, description, memory.size, traced.samples, traced.dynamic, traced.codes
-    )
+    calls = [(call.step, type(call.kernel).__name__) for call in lowering.calls]
     kernels: dict[str, list[str]] = defaultdict(list)
-    for call in lowering.calls:
-        kernels[call.step].append(type(call.kernel).__name__)
+    for step, kernel in calls:
+        kernels[step].append(kernel)
     return Compiled(
         executable,
         description.text,
         bytes(lowering.blob),
-        entry,
+        describe(program, description, traced, memory.size, calls),
         {step: tuple(names) for step, names in kernels.items()},
         _code_views(lowering, memory),
     )

@@ -1,4 +1,4 @@
-"""The entry function: kernel calls in order, on the arena, once for every sample of the batch."""
+"""The entry function: kernel calls in order, on the arena, for the samples of one call."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tvm
 from tvm import tirx
 from tvm.ir import GlobalVar, IRModule
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.kernel import Kernel, Parameter, prim_func, title
+from ptq.kernels.kernel import Kernel, prim_func, title
 from ptq.targets.tvm.lowering import Call, Feed, Lowering, Operand, Result, Stored, Tensor
 from ptq.targets.tvm.memory_plan import Lifetime, MemoryPlan, plan_memory
 
-ENTRY = "ptq_run"
+ENTRY = "ptq_entry"
 WEIGHTS = "ptq_weights"
+MARK = "ptq_mark"
+PLAIN_C = 1
+"""TVM's calling convention of a function whose arguments are already packed: it leaves them alone."""
 
 
 @dataclass(frozen=True)
@@ -66,37 +70,33 @@ def _entry(
     outputs: Sequence[Port],
     memory: MemoryPlan,
 ) -> Any:
-    """ptq_run(batch, inputs..., outputs..., arena uint8): every buffer flat, [batch * size]."""
+    """ptq_entry(inputs... float*, outputs... float*, arena uint8*): a plain C function."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(ENTRY)
-        batch = T.arg("batch", tirx.Var("batch", "int32"))
+        T.func_attr({"calling_conv": PLAIN_C, "global_symbol": ENTRY})
+        T.func_ret(tvm.ir.PrimType("int32"))
         ports: dict[Operand, Any] = {}
         for kind, group in ((Feed, inputs), (Result, outputs)):
             for number, port in enumerate(group):
-                buffer = T.buffer((batch * port.size,), "float32")
-                made = T.arg(f"{kind.__name__.lower()}{number}", buffer)
-                ports[kind(port.name)] = made, port.size
-        arena = T.arg("arena", T.buffer((memory.size,), "uint8"))
+                name = f"{kind.__name__.lower()}{number}"
+                ports[kind(port.name)] = T.arg(name, T.handle("float32"))
+        arena = T.arg("arena", T.handle("uint8"))
         weights = T.Bind(T.call_extern("handle", WEIGHTS))
-        with T.serial(0, batch) as sample:
-            for call in lowering.calls:
-                pointers = [
-                    _pointer(operand, parameter, ports, arena, weights, memory, sample)
-                    for operand, parameter in zip(
-                        call.operands, call.kernel.parameters(), strict=True
-                    )
-                ]
-                T.evaluate(names[call.kernel](*pointers))
+        for number, call in enumerate(lowering.calls):
+            pointers = [
+                _pointer(operand, ports, arena, weights, memory) for operand in call.operands
+            ]
+            T.evaluate(names[call.kernel](*pointers))
+            T.evaluate(T.call_extern("int32", MARK, T.int32(number)))
+        T.Return(T.int32(0))
     return builder.get()
 
 
 def _pointer(
-    operand: Operand, parameter: Parameter, ports: Any, arena: Any, weights: Any,
-    memory: MemoryPlan, sample: Any,
-) -> Any:  # fmt: skip
+    operand: Operand, ports: Mapping[Operand, Any], arena: Any, weights: Any, memory: MemoryPlan
+) -> Any:
     if isinstance(operand, Stored):
         return tirx.handle_add_byte_offset(weights, operand.offset)
     if isinstance(operand, Tensor):
-        return tirx.address_of(arena[memory.offsets[operand.name]])
-    buffer, size = ports[operand]
-    return tirx.address_of(buffer[sample * size])
+        return tirx.handle_add_byte_offset(arena, memory.offsets[operand.name])
+    return ports[operand]

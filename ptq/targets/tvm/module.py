@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from ptq.errors import MissingDependencyError, PtqError
 from ptq.integer.program import Program
@@ -19,20 +20,12 @@ from ptq.kernels.view import View
 from ptq.runtime import FORMAT_VERSION
 from ptq.targets.tvm.description import Description, require_tvm
 from ptq.targets.tvm.support import require_support
-from ptq.targets.tvm.trace import trace
+from ptq.targets.tvm.trace import Trace, trace
 
-GLUE = """
-__asm__(".section .rodata\\n"
-        ".balign 64\\n"
-        "ptq_weights_data: .incbin \\"{weights}\\"\\n"
-        ".global ptq_description\\n"
-        "ptq_description: .incbin \\"{description}\\"\\n"
-        ".byte 0\\n"
-        ".previous\\n");
-extern const char ptq_weights_data[] __attribute__((visibility("hidden")));
-__attribute__((visibility("hidden"))) void* ptq_weights(void) {{ return (void*)ptq_weights_data; }}
-"""
-"""Constants enter as a file, so that neither LLVM nor the C compiler has to read megabytes."""
+NATIVE = Path(__file__).parent / "native"
+SOURCES = ("module.c", "parallel.c")
+"""What is linked into every module, so that it needs no library but libc."""
+FLAGS = ("-O2", "-fPIC", "-pthread")
 
 
 @dataclass(frozen=True)
@@ -71,11 +64,12 @@ class Compiled:
         """
         compiler = c_compiler(Description.parse(self.target))
         with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
-            glue = _compile_glue(Path(folder), compiler, self)
+            objects = _compile_native(Path(folder), compiler, self)
             from tvm.support import cc
 
-            create = cc.cross_compiler(compiler, options=["-O2"])
-            self.executable.export_library(str(path), fcompile=create, addons=[str(glue)])
+            # Threads of its own would outlive an unloaded library.
+            create = cc.cross_compiler(compiler, options=[*FLAGS, "-Wl,-z,nodelete"])
+            self.executable.export_library(str(path), fcompile=create, addons=objects)
 
 
 def compile_program(program: Program, options: CompileOptions | None = None) -> Compiled:
@@ -112,27 +106,60 @@ def c_compiler(description: Description) -> str:
     return found
 
 
-def _compile_glue(folder: Path, compiler: str, compiled: Compiled) -> Path:
-    weights, text = folder / "weights.bin", folder / "description.json"
+def _compile_native(folder: Path, compiler: str, compiled: Compiled) -> list[str]:
+    """Object files of SOURCES, the constants and the description in them."""
+    weights, text, ports = (folder / name for name in ("weights.bin", "described.json", "ports.h"))
     weights.write_bytes(compiled.weights or b"\0")
     text.write_bytes(msgspec.json.encode(compiled.entry))
-    source, glue = folder / "glue.c", folder / "glue.o"
-    source.write_text(GLUE.format(weights=weights, description=text))
-    command = [compiler, "-O2", "-fPIC", "-c", str(source), "-o", str(glue)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise PtqError(f"{compiler} failed on the constants: {done.stderr.strip()[:400]}")
-    return glue
+    ports.write_text(ports_header(compiled.entry))
+    files = [f'-DPTQ_WEIGHTS="{weights}"', f'-DPTQ_DESCRIPTION="{text}"', "-include", str(ports)]
+    objects = []
+    for source in SOURCES:
+        made = str(folder / f"{source}.o")
+        command = [
+            compiler,
+            "-std=c11",
+            "-fvisibility=hidden",
+            *FLAGS,
+            *files,
+            "-c",
+            str(NATIVE / source),
+            "-o",
+            made,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise PtqError(f"{compiler} failed on {source}: {done.stderr.strip()[:400]}")
+        objects.append(made)
+    return objects
+
+
+def ports_header(entry: Mapping[str, Any]) -> str:
+    """What module.c has to know of one network: its arrays, their elements, and its arena."""
+    lines = ["#include <stdint.h>", f"#define PTQ_ARENA_BYTES {entry['arena_bytes']}"]
+    arguments = []
+    for group in ("inputs", "outputs"):
+        sizes = [int(np.prod(port["shape"], dtype=np.int64)) for port in entry[group]]
+        lines.append(f"#define PTQ_{group.upper()} {len(sizes)}")
+        lines.append(
+            "__attribute__((unused)) static const int64_t "
+            f"{group[:-1]}_sizes[] = {{{', '.join(map(str, sizes))}}};"
+        )
+        arguments += [f"{group}[{number}]" for number in range(len(sizes))]
+    kinds = ["const float *"] * len(entry["inputs"]) + ["float *"] * len(entry["outputs"])
+    lines.append(f"int32_t ptq_entry({', '.join(kinds)}, void *arena);")
+    lines.append(f"#define PTQ_PORTS {', '.join(arguments)}")
+    return "\n".join(lines) + "\n"
 
 
 def describe(
-    program: Program, description: Description, arena_bytes: int, samples: int, dynamic: bool,
-    shapes: Mapping[str, tuple[int, ...]],
+    program: Program, description: Description, traced: Trace, arena_bytes: int,
+    calls: Sequence[tuple[str, str]],
 ) -> dict[str, Any]:  # fmt: skip
-    """What a library says of itself; shapes are those of one call."""
+    """What a library says of itself. calls: step and kernel, in order; shapes are of one call."""
 
     def ports(boundaries: Any) -> list[dict[str, Any]]:
-        return [{"name": b.name, "shape": list(shapes[b.name])} for b in boundaries]
+        return [{"name": b.name, "shape": list(traced.codes[b.name])} for b in boundaries]
 
     return {
         "version": FORMAT_VERSION,
@@ -140,6 +167,7 @@ def describe(
         "inputs": ports(program.inputs),
         "outputs": ports(program.outputs),
         "arena_bytes": arena_bytes,
-        "samples": samples,
-        "dynamic_batch": dynamic,
+        "samples": traced.samples,
+        "dynamic_batch": traced.dynamic,
+        "calls": [{"step": step, "kernel": kernel} for step, kernel in calls],
     }

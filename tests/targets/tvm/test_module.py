@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,39 @@ def test_module_loads_without_the_compiler_and_takes_any_batch(digits: Path) -> 
         "x = np.random.default_rng(0).normal(size=(5, 1, 16, 16)).astype(np.float32)\n"
         "one = np.concatenate([module(x[i : i + 1]) for i in range(5)])\n"
         "assert one.shape == (5, 10) and (module(x) == one).all() and len(np.unique(one)) > 9\n"
-        "print(sorted({'tvm', 'onnx', 'onnxruntime', 'msgspec'} & set(sys.modules)))\n"
+        "print(sorted({'tvm', 'tvm_ffi', 'onnx', 'onnxruntime', 'msgspec'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_threads_change_no_code(digits: Path) -> None:
+    """Within a sample, over the samples of a batch, and from several callers at once."""
+    x = np.random.default_rng(0).normal(size=(7, 1, 16, 16)).astype(np.float32)
+    wanted = runtime.load(digits)(x)
+    module, other = runtime.load(digits, threads=2), runtime.load(digits, threads=3)
+    np.testing.assert_array_equal(np.concatenate([module(x[i : i + 1]) for i in range(7)]), wanted)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda i: (module, other)[i % 2](x), range(40)):
+            np.testing.assert_array_equal(found, wanted)
+
+
+def test_profile_gives_every_kernel_its_time(digits: Path) -> None:
+    module = runtime.load(digits)
+    feeds = {"image": np.zeros((3, 1, 16, 16), np.float32)}
+    found = module.profile(feeds)
+    assert len(found) == len(module.calls) > 20
+    assert (found > 0).all()
+    assert module.calls[0].kernel == "Quantize"
+
+
+def test_tensors_are_taken_by_dlpack(digits: Path) -> None:
+    import torch
+
+    x = torch.rand(2, 1, 16, 16)
+    module = runtime.load(digits)
+    np.testing.assert_array_equal(module(x), module(x.numpy()))
 
 
 def test_wrong_shapes_are_named(digits: Path) -> None:

@@ -1,0 +1,122 @@
+/* The part of a module that is not generated: its data, its one function, and what its kernels ask
+ * of TVM's runtime, so that a module needs no library but libc.
+ *
+ * ports.h, included by the command line, is generated: how many arrays there are and their sizes.
+ * Constants enter as files, so that neither LLVM nor the C compiler has to read megabytes.
+ */
+#include "parallel.h"
+#include "ptq_module.h"
+
+#include <stddef.h>
+
+#define CHUNKS_A_THREAD 4 /* so that a late helper costs at most a fraction of a loop */
+
+__asm__(".section .rodata\n"
+        ".balign 64\n"
+        "ptq_weights_data: .incbin \"" PTQ_WEIGHTS "\"\n"
+        ".global ptq_description\n"
+        "ptq_description: .incbin \"" PTQ_DESCRIPTION "\"\n"
+        ".byte 0\n"
+        ".previous\n");
+extern const char ptq_weights_data[];
+
+static _Thread_local int32_t threads_allowed = 1;
+static _Thread_local int64_t *times;
+static _Thread_local int64_t last_mark;
+
+void *ptq_weights(void) { return (void *)ptq_weights_data; }
+
+/* Called after every kernel. */
+int32_t ptq_mark(int32_t call)
+{
+    if (times != NULL) {
+        int64_t now = ptq_nanoseconds();
+        times[call] += now - last_mark;
+        last_mark = now;
+    }
+    return 0;
+}
+
+/* TVM's parallel loops: a function for part `task` of `tasks`. */
+typedef struct {
+    void *unused;
+    int32_t tasks;
+} Environment;
+typedef int (*Lambda)(int task, Environment *environment, void *data);
+typedef struct {
+    Lambda lambda;
+    void *data;
+} Loop;
+
+static void part_of_loop(void *context, int32_t chunk, int32_t chunks, int32_t participant)
+{
+    (void)participant;
+    Loop *loop = context;
+    Environment environment = {NULL, chunks};
+    loop->lambda(chunk, &environment, loop->data);
+}
+
+static int launch(Lambda lambda, void *data, int tasks)
+{
+    (void)tasks;
+    Loop loop = {lambda, data};
+    ptq_parallel(part_of_loop, &loop, CHUNKS_A_THREAD * threads_allowed, threads_allowed);
+    return 0;
+}
+
+/* Generated code calls through this pointer. */
+int (*__TVMBackendParallelLaunch)(Lambda, void *, int) = launch;
+int TVMBackendParallelLaunch(Lambda lambda, void *data, int tasks)
+{
+    return launch(lambda, data, tasks);
+}
+
+typedef struct {
+    int32_t calls;
+    const float *const *inputs;
+    float *const *outputs;
+    char *arena;
+} Run;
+
+int32_t ptq_inputs(void) { return PTQ_INPUTS; }
+int32_t ptq_outputs(void) { return PTQ_OUTPUTS; }
+int64_t ptq_input_size(int32_t input) { return input_sizes[input]; }
+int64_t ptq_output_size(int32_t output) { return output_sizes[output]; }
+int64_t ptq_arena_bytes(void) { return PTQ_ARENA_BYTES; }
+
+static void run_one(const Run *run, int64_t call, char *arena)
+{
+    const float *inputs[PTQ_INPUTS];
+    float *outputs[PTQ_OUTPUTS];
+    for (int i = 0; i < PTQ_INPUTS; i++)
+        inputs[i] = run->inputs[i] + call * input_sizes[i];
+    for (int i = 0; i < PTQ_OUTPUTS; i++)
+        outputs[i] = run->outputs[i] + call * output_sizes[i];
+    ptq_entry(PTQ_PORTS, arena);
+}
+
+static void part_of_batch(void *context, int32_t chunk, int32_t chunks, int32_t participant)
+{
+    const Run *run = context;
+    int64_t first = (int64_t)run->calls * chunk / chunks;
+    int64_t end = (int64_t)run->calls * (chunk + 1) / chunks;
+    for (int64_t call = first; call < end; call++)
+        run_one(run, call, run->arena + participant * (int64_t)PTQ_ARENA_BYTES);
+}
+
+int32_t ptq_run(int32_t calls, const float *const *inputs, float *const *outputs, void *arena,
+                int32_t threads, int64_t *nanoseconds)
+{
+    Run run = {calls, inputs, outputs, arena};
+    times = nanoseconds;
+    last_mark = times == NULL ? 0 : ptq_nanoseconds();
+    if (calls >= threads && times == NULL) {
+        ptq_parallel(part_of_batch, &run, calls, threads); /* samples need not wait for each other */
+    } else {
+        threads_allowed = threads;
+        part_of_batch(&run, 0, 1, 0);
+        threads_allowed = 1;
+    }
+    times = NULL;
+    return 0;
+}

@@ -1,0 +1,40 @@
+/* What a module that `ptq compile` wrote offers to C and C++. Link with it, or dlopen it. */
+#ifndef PTQ_MODULE_H
+#define PTQ_MODULE_H
+
+#include <stdint.h>
+
+#define PTQ_API __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* JSON: names and shapes of the inputs and outputs of one call, samples of a call, target, ... */
+PTQ_API extern const char ptq_description[];
+
+/* How many inputs and outputs there are, and the elements that one call takes and gives. */
+PTQ_API int32_t ptq_inputs(void);
+PTQ_API int32_t ptq_outputs(void);
+PTQ_API int64_t ptq_input_size(int32_t input);
+PTQ_API int64_t ptq_output_size(int32_t output);
+
+/* Bytes of scratch memory that one thread needs. */
+PTQ_API int64_t ptq_arena_bytes(void);
+
+/* Run the network.
+ *
+ * calls: how often, over consecutive samples; 1 unless the batch is dynamic.
+ * inputs, outputs: one dense float32 array each, in the description's order.
+ * arena: threads * ptq_arena_bytes() bytes at an address of 64 bytes, not shared by runs at once.
+ * threads: at most so many work; those besides the caller belong to the module and sleep between.
+ * nanoseconds: NULL, or one number for each kernel call of the description; times are added to it.
+ * Returns 0.
+ */
+PTQ_API int32_t ptq_run(int32_t calls, const float *const *inputs, float *const *outputs,
+                        void *arena, int32_t threads, int64_t *nanoseconds);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
