@@ -21,7 +21,7 @@ ENTRY = "ptq_entry"
 WEIGHTS = "ptq_weights"
 MARK = "ptq_mark"
 PLAIN_C = 1
-"""TVM's calling convention of a function whose arguments are already packed: it leaves them alone."""
+"""TVM's calling convention of functions with packed arguments: it leaves their arguments alone."""
 
 
 @dataclass(frozen=True)
