@@ -27,8 +27,8 @@ from onnx_ir import to_proto
 
 from ptq.calib_data import input_specs, open_calibration, parse_preprocess
 from ptq.calib_data.synthetic import synthetic_source
+from ptq.distances import distances
 from ptq.integer.lower import lower
-from ptq.ladder import distances
 from ptq.model import load
 from ptq.opening import begin
 from ptq.passes.context import Context
@@ -178,7 +178,7 @@ def measure(precision: str, group: str, row: str, seed: int, cache: Path) -> dic
     cpu_s = time.process_time() - start
     target = TARGETS["onnx"](lower(context.model, context.outline, learned), io="float")
     wanted, found = (logits(model, {name: judged}) for model in (context.model, target))
-    kl, squared = distances(wanted, found)
+    kl, squared = distances(wanted, found).sum(axis=1)
     return {
         "precision": precision, "group": group, "row": row, "seed": seed,
         "kl": float(kl) / len(judged),

@@ -19,7 +19,7 @@ from ptq.recipe import Recipe
 
 TAPPED_BYTES = 64 << 20
 LARGEST_BATCH = 64
-HELD_OUT = 8
+HELD_OUT, FEWEST_HELD_OUT = 8, 16
 
 Batch = Mapping[str, npt.NDArray[Any]]
 
@@ -81,10 +81,14 @@ class Context:
         return sum(len(next(iter(batch.values()))) for batch in self.batches(LARGEST_BATCH))
 
     def held_out(self) -> npt.NDArray[np.intp]:
-        """Samples that nothing is learned on, in order: one of HELD_OUT, and one at least."""
+        """Samples that nothing is learned on, in order.
+
+        One of HELD_OUT; of few samples FEWEST_HELD_OUT, but never more than half of them.
+        """
         samples = self.count()
         order = self.generator().permutation(samples)
-        return np.sort(order[: max(1, samples // HELD_OUT)])
+        share = max(samples // HELD_OUT, min(FEWEST_HELD_OUT, samples // 2), 1)
+        return np.sort(order[:share])
 
     def generator(self) -> np.random.Generator:
         """A random generator that depends on the recipe's seed only."""

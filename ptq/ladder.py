@@ -1,8 +1,7 @@
 """The ladder: stages in order, each kept only where it brings the network nearer to the float one.
 
 What "nearer" means is measured on the integer network itself, on calibration samples that learning
-does not use: the product of the KL divergence and the squared error of the outputs. Each of the two
-is noisy on few samples, KL most (a few close calls decide it); what lowers their product is a gain.
+does not use: KL divergence and squared error of the outputs together (`ptq.distances`).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ptq.distances import Distances, distances, is_nearer, is_scores
 from ptq.execute.float import FloatRunner
 from ptq.integer.lower import lower
 from ptq.passes.context import Batch, Context, Progress
@@ -45,7 +45,8 @@ def climb(
 ) -> tuple[Plan, tuple[Rung, ...]]:
     """Run the stages; returns the plan, and a rung for each stage that left a complete plan."""
     judge = Judge(context)
-    plan, best, rungs = start or Plan(), np.full(2, np.inf), list[Rung]()
+    plan, rungs = start or Plan(), list[Rung]()
+    best: Sequence[Distances] = ()
     if steps and start is not None and _complete(context, start):
         best = judge.distances(start)
     for index, step in enumerate(steps):
@@ -56,7 +57,7 @@ def climb(
             continue
         context.report(Progress(f"judge {step.name}", 0, None))
         found = judge.distances(after)
-        kept = not step.judged or bool(found.prod() <= best.prod())
+        kept = not step.judged or not best or is_nearer(found, best)
         rungs.append(judge.rung(step.name, found, kept, time.monotonic() - started))
         if kept:
             plan, best = after, found
@@ -95,30 +96,28 @@ class Judge:
         self.outputs = [str(value.name) for value in context.model.graph.outputs]
         self._wanted: list[tuple[Batch, dict[str, Array]]] = []
 
-    def distances(self, plan: Plan) -> npt.NDArray[np.float64]:
-        """[KL, squared error] summed over the samples; KL only of [n, classes]."""
+    def distances(self, plan: Plan) -> Sequence[Distances]:
+        """Of every float output, on all samples."""
         program = lower(self.context.model, self.context.outline, plan)
         runner = FloatRunner(TARGETS["onnx"](program, io="float"), self.outputs)
-        total = np.zeros(2)
+        parts: dict[str, list[Distances]] = {}
         for batch, wanted in self._samples():
             found = runner.run(batch)
-            for name in self.outputs:
-                if wanted[name].dtype.kind == "f":
-                    total += distances(wanted[name], found[name])
+            for name, x in wanted.items():
+                parts.setdefault(name, []).append(distances(x, found[name]))
         runner.close()
-        return total
+        return [np.concatenate(part, axis=1) for part in parts.values()]
 
-    def rung(self, name: str, found: npt.NDArray[np.float64], kept: bool, seconds: float) -> Rung:
+    def rung(self, name: str, found: Sequence[Distances], kept: bool, seconds: float) -> Rung:
         """The figures of a report."""
-        outputs = [x for _, wanted in self._samples() for x in wanted.values()]
-        floats = [x for x in outputs if x.dtype.kind == "f"]
-        energy = sum(float(np.square(x, dtype=np.float64).sum()) for x in floats)
-        scores = sum(len(x) for x in floats if is_scores(x))
-        sqnr = 10 * np.log10(energy / found[1]) if energy and found[1] else None
+        outputs = [list(wanted.values()) for _, wanted in self._samples()]
+        energy = sum(float(np.square(x, dtype=np.float64).sum()) for part in outputs for x in part)
+        squared = sum(float(distance[1].sum()) for distance in found)
+        scored = [d[0] for d, x in zip(found, outputs[0], strict=True) if is_scores(x)]
         return Rung(
             name,
-            float(found[0] / scores) if scores else None,
-            None if sqnr is None else float(sqnr),
+            float(np.concatenate(scored).mean()) if scored else None,
+            float(10 * np.log10(energy / squared)) if energy and squared else None,
             kept,
             round(seconds, 1),
         )
@@ -127,7 +126,9 @@ class Judge:
         if not self._wanted:
             runner = FloatRunner(self.context.model, self.outputs)
             size = self.context.batch_size(self.outputs)
-            self._wanted = [(b, runner.run(b)) for b in held_out_batches(self.context, size)]
+            for batch in held_out_batches(self.context, size):
+                floats = {n: x for n, x in runner.run(batch).items() if x.dtype.kind == "f"}
+                self._wanted.append((batch, floats))
             runner.close()
         return self._wanted
 
@@ -148,22 +149,3 @@ def held_out_batches(context: Context, size: int) -> Iterator[Batch]:
         if len(rows):
             yield {name: x[rows] for name, x in batch.items()}
         start, left = start + count, left - len(rows)
-
-
-def distances(wanted: Array, found: Array) -> npt.NDArray[np.float64]:
-    """[KL, squared error] of outputs; KL only of [n, classes], else squared error twice."""
-    squared = float(np.square(found - wanted, dtype=np.float64).sum())
-    if not is_scores(wanted):
-        return np.array([squared, squared])
-    p, q = (_log_softmax(x.astype(np.float64)) for x in (wanted, found))
-    return np.array([(np.exp(p) * (p - q)).sum(), squared])
-
-
-def is_scores(x: Array) -> bool:
-    """A row of class scores for each sample."""
-    return x.ndim == 2 and x.shape[1] > 1
-
-
-def _log_softmax(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    x = x - x.max(axis=-1, keepdims=True)
-    return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))

@@ -9,8 +9,9 @@ import pytest
 
 import ptq
 from ptq.calib_data import input_specs, open_calibration
+from ptq.distances import distances, is_nearer
 from ptq.integer.outline import outline
-from ptq.ladder import Step, climb, distances, held_out_batches
+from ptq.ladder import Step, climb, held_out_batches
 from ptq.model import load
 from ptq.passes.context import Context
 from ptq.passes.prepare import prepare
@@ -77,8 +78,36 @@ def test_judged_samples_are_the_held_out_ones(context: Context) -> None:
 
 
 def test_distances_see_a_change_of_the_distribution_and_of_the_values() -> None:
-    logits = np.array([[1.0, 2.0, 3.0]], np.float32)
-    np.testing.assert_allclose(distances(logits, logits + 1), [0, 3], atol=1e-12)
-    assert distances(logits, logits * 2)[0] > 0.1
-    image = np.ones((1, 1, 2, 2), np.float32)
-    np.testing.assert_allclose(distances(image, 2 * image), [4, 4])
+    logits = np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]], np.float32)
+    np.testing.assert_allclose(distances(logits, logits + 1), [[0, 0], [3, 3]], atol=1e-12)
+    assert (distances(logits, logits * 2)[0] > 0.05).all()
+    image = np.ones((2, 1, 2, 2), np.float32)
+    np.testing.assert_allclose(distances(image, 2 * image), [[4, 4], [4, 4]])
+
+
+def test_one_close_call_does_not_decide_which_network_is_nearer() -> None:
+    before = np.full((2, 10), 0.01)
+    after = 0.8 * before
+    after[0, 3] = 0.08
+    assert after[0].sum() > before[0].sum()
+    assert is_nearer([after], [before])
+    assert not is_nearer([before], [after])
+    assert is_nearer([before], [before])
+
+
+def test_a_loss_in_one_output_outweighs_a_smaller_gain_in_another() -> None:
+    first, second = np.full((2, 4), 1.0), np.full((2, 4), 1e-6)
+    assert not is_nearer([first * 0.9, second * 1.3], [first, second])
+    assert is_nearer([first * 0.7, second * 1.3], [first, second])
+
+
+def test_a_perfect_output_can_only_be_left() -> None:
+    exact, off = np.zeros((2, 4)), np.full((2, 4), 1e-9)
+    assert is_nearer([exact], [off])
+    assert not is_nearer([off], [exact])
+
+
+@pytest.mark.parametrize(("samples", "held"), [(2, 1), (10, 5), (64, 16), (128, 16), (256, 32)])
+def test_enough_samples_are_held_out_to_judge(context: Context, samples: int, held: int) -> None:
+    found = replace(context, samples=samples).held_out()
+    assert len(found) == held == len(set(found))

@@ -29,24 +29,27 @@ from ptq.passes.learning.scales import Scales, learnable_sites
 from ptq.passes.learning.steps import block_steps
 from ptq.passes.prepare import prepare
 from ptq.passes.quantize_weights import QuantizeWeights
-from ptq.pipeline import make_plan
+from ptq.pipeline import FITTED
 from ptq.plan import Plan, WeightPlan
 from ptq.recipe import Recipe
 from tests.conv_net import conv_net
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(weight_bits=3, activation_bits=4, samples=32)
+RECIPE = Recipe(weight_bits=3, activation_bits=4, samples=48)
 QUICK = LearnRounding(iterations=25, batch=8, lr=3e-2, bias_lr=1e-2)
 
 
 @pytest.fixture(scope="module")
 def net() -> tuple[Context, Plan]:
     graph = prepare(load(conv_net()))
-    x = np.random.default_rng(1).normal(size=(32, 2, 6, 6)).astype(np.float32)
-    calib = open_calibration({"x": x}, input_specs(graph), limit=32)
+    x = np.random.default_rng(1).normal(size=(48, 2, 6, 6)).astype(np.float32)
+    calib = open_calibration({"x": x}, input_specs(graph), limit=48)
     silent = lambda progress: None  # noqa: E731
     context = Context(graph, outline(graph, RECIPE), RECIPE, calib.batches, silent, calib.samples)
-    return context, make_plan(context)
+    plan = Plan()
+    for step in FITTED:
+        plan = step.stage(context, plan)
+    return context, plan
 
 
 def error(context: Context, plan: Plan) -> float:
