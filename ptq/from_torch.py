@@ -112,7 +112,7 @@ def _exported(source: Any, example_inputs: Any, dynamic_shapes: Any) -> Exported
             f"model: a {type(source).__name__} without example_inputs; torch.export traces it on "
             "them: pass ptq.quantize(..., example_inputs=(tensor, ...)), for instance one batch"
         )
-    args, kwargs = _arguments(example_inputs)
+    args, kwargs = _distinct(_arguments(example_inputs))
     if dynamic_shapes is None:
         args, kwargs = _two_samples(args), _two_samples(kwargs)
         free = {"args": _first_free(args), "kwargs": _first_free(kwargs)}
@@ -135,6 +135,20 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, tuple | list):
         return tuple(example_inputs), {}
     return (example_inputs,), {}
+
+
+def _distinct(inputs: Any) -> Any:
+    """Tensors given twice, copied: torch.export takes two inputs that are one tensor for one."""
+    import torch
+
+    seen: set[int] = set()
+
+    def distinct(x: torch.Tensor) -> torch.Tensor:
+        again = id(x) in seen
+        seen.add(id(x))
+        return x.clone() if again else x
+
+    return torch.utils._pytree.tree_map_only(torch.Tensor, distinct, inputs)
 
 
 def _two_samples(inputs: Any) -> Any:

@@ -124,6 +124,18 @@ def test_keyword_arguments_and_a_module_in_training_mode() -> None:
     assert module.drop.training
 
 
+def test_one_example_tensor_for_two_inputs_leaves_two_inputs() -> None:
+    class Difference(nn.Module):
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return left - right
+
+    shapes = dict.fromkeys(("left", "right"), {0: torch.export.Dim("batch")})
+    same = dict.fromkeys(shapes, torch.ones(2, 3))
+    model = ptq.load(Difference(), example_inputs=same, dynamic_shapes=shapes)
+    (node,) = model.graph
+    assert [v.name for v in node.inputs] == ["left", "right"]
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + 1 if x.sum() > 0 else x - 1
