@@ -27,6 +27,7 @@ from ptq.report.options import (
     METHODS,
     PREPROCESS,
     RECIPE,
+    RESIDUAL_BITS,
     SEED,
     TARGETS,
     THREADS,
@@ -191,6 +192,11 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
     preprocess = preprocess_of(options.preprocess)
     memory = options.memory or RunOptions.memory_bytes
     if is_compiled(options.target):
+        if options.residual_bits == max(RESIDUAL_BITS):
+            raise click.UsageError(
+                f"--residual-bits {options.residual_bits}: no TVM kernel takes 16-bit codes; leave "
+                "it out, or choose --target onnx"
+            )
         recipe = check_target(str(options.target), recipe)
     with progress(quiet=options.quiet) as show, kept_if_interrupted(out) as work:
         if options.evaluation is not None:

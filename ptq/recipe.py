@@ -18,6 +18,7 @@ Target = Literal["onnx", "onnx-qdq", "onnx-strict"]
 Cpu = Literal["any", "vnni"]
 Rounding = Literal["nearest", "squant", "gptq"]
 GridFamily = Literal["uniform", "power", "powerquant", "auto"]
+ResidualBits = Literal[8, 16]
 Bits = Annotated[int, msgspec.Meta(ge=2, le=8)]
 PRESETS = ("w8a8", "w4a8", "w4a4", "w3a8", "w2a8")
 DATA_FREE: Mapping[str, Any] = {"rounding": "squant", "calib_method": "minmax", "samples": 64}
@@ -74,7 +75,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     exclude: tuple[str, ...] = ()
     strict: bool = False
     balance: bool = True
-    residual_bits: Literal[8, 16] = 16
+    residual_bits: ResidualBits = 16
     io: Literal["float", "integer"] = "float"
     cpu: Cpu = "any"
     target: Target = "onnx"

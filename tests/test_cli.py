@@ -57,6 +57,29 @@ def test_choices_are_those_of_the_recipe() -> None:
     assert get_args(recipe.Method) == options.METHODS
     assert get_args(recipe.Target) == options.TARGETS
     assert get_args(recipe.GridFamily) == options.GRIDS
+    assert get_args(recipe.ResidualBits) == options.RESIDUAL_BITS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chosen"),
+    [
+        ((), (16, True)),
+        (("--residual-bits", 8, "--no-balance"), (8, False)),
+    ],
+)
+def test_transformer_passes_are_on_unless_told(
+    model: Path, arguments: tuple[object, ...], chosen: tuple[int, bool]
+) -> None:
+    out = model.parent / "q.onnx"
+    assert run("quantize", model, "-o", out, *arguments, *FAST).exit_code == 0
+    made = json.loads(out.with_suffix(".ptq.json").read_text())["recipe"]
+    assert (made["residual_bits"], made["balance"]) == chosen
+
+
+def test_sixteen_bit_codes_are_refused_for_compiled_targets(model: Path) -> None:
+    done = run("quantize", model, "--target", "tvm:c", "--residual-bits", 16, *FAST)
+    assert done.exit_code == 2
+    assert "--residual-bits 16: no TVM kernel" in done.output
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ EFFORTS = ("fast", "default", "best")
 CPUS = ("any", "vnni")
 GRIDS = ("uniform", "power", "powerquant", "auto")
 TARGETS = ("onnx", "onnx-qdq", "onnx-strict")
+RESIDUAL_BITS = (8, 16)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 QUIET = (
     click.option("--quiet", is_flag=True, help="No progress and no warnings."),
@@ -73,6 +74,16 @@ RECIPE = (
         help="Weights of the first and last layers.  [default: 8]",
     ),
     click.option(
+        "--residual-bits",
+        type=click.Choice(RESIDUAL_BITS),
+        help="Codes of what transformers add up between their layer norms.  [default: 16]",
+    ),
+    click.option(
+        "--balance/--no-balance",
+        default=None,
+        help="Even out the channels of layer norms where that gains.  [default: balance]",
+    ),
+    click.option(
         "--precision-map",
         type=FILE,
         help="Pattern -> w4a8, w8, a4 or float for single layers, in TOML or JSON.",
@@ -103,6 +114,8 @@ class Choices(Common):
     bits: int | None
     precision: str | None
     edge_bits: int | None
+    residual_bits: int | None
+    balance: bool | None
     precision_map: Path | None
     recipe_path: Path | None
     include: tuple[str, ...]
@@ -124,7 +137,7 @@ class Choices(Common):
             base = Recipe.preset(self.precision)
         else:
             base = Recipe() if self.bits is None else Recipe.from_bits(self.bits)
-        given["edge_bits"] = self.edge_bits
+        given |= {name: getattr(self, name) for name in ("edge_bits", "residual_bits", "balance")}
         given["precision_map"] = self.precision_map and load_map(self.precision_map)
         changes = {name: value for name, value in given.items() if value is not None}
         for name in ("include", "exclude", "strict"):
