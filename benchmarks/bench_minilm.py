@@ -1,12 +1,14 @@
-"""MiniLM on STS-B: Spearman's correlation of float, ptq and onnxruntime's own quantisers.
+"""MiniLM on STS-B: Spearman's correlation and latency of float, ptq and its rivals.
 
     python benchmarks/bench_minilm.py MODEL.safetensors [--seeds 0 1 2] [--only w8a8 ...]
     python benchmarks/bench_minilm.py MODEL.safetensors --latency
+    python benchmarks/bench_minilm.py MODEL.safetensors --rival NAME=FILE.onnx
 
 MODEL.safetensors: see minilm.py. Needs the shared data (PTQ_SHARED, default ../shared): sentences
-of stsb_calib to quantise on (the seed chooses which), pairs of stsb_eval to measure on. Batch and
-length are dynamic everywhere. Results go to --out, one JSON line each; what is there is not run
-again. Latency: batch 1, 16, 64 and 128 tokens, interleaved, medians of the ratios to float.
+of stsb_calib to quantise on (the seed chooses which), pairs of stsb_eval to measure on; nothing is
+chosen by those. Batch and length are dynamic everywhere. --rival measures a file that another tool
+made of `float.onnx` in --models. Results go to --out, one JSON line each, and what is there is not
+run again; transformer_tables.py makes docs/transformers.md of it.
 """
 
 from __future__ import annotations
@@ -14,16 +16,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import minilm
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import torch
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -34,15 +35,25 @@ from onnxruntime.quantization import (
 )
 
 import ptq
+from ptq.report.benchmark import BenchOptions, bench
+from ptq.report.session import open_session
+from ptq.targets.inspect_runtime import runtime_graph
 
 SHARED = Path(os.environ.get("PTQ_SHARED", Path(__file__).parents[2] / "shared"))
-LENGTHS, ROUNDS = (16, 64, 128), 30
+LENGTHS, SECONDS = (16, 64, 128), 30.0
+W8, W4 = ptq.Recipe(), ptq.Recipe.from_bits(4)
 RECIPES = {
-    "w8a8": ptq.Recipe(),
-    "w8a8, residual in 8 bits": ptq.Recipe(residual_bits=8),
-    "w4a8": ptq.Recipe.from_bits(4),
+    "w8a8": W8,
+    "w4a8": W4,
+    "w4a8, learned": W4.replace(effort="default"),
+    "w8a8, 8-bit residual": W8.replace(residual_bits=8),
+    "w8a8, not balanced": W8.replace(balance=False),
+    "w8a8, neither": W8.replace(residual_bits=8, balance=False),
+    "w4a8, neither": W4.replace(residual_bits=8, balance=False),
+    "w8a8, cpu vnni": W8.replace(cpu="vnni"),
 }
-RIVALS = ("onnxruntime dynamic", "onnxruntime static")
+TIMED = ("float", "w8a8", "w4a8", "onnxruntime dynamic", "onnxruntime static")
+FLOAT_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention")
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -55,106 +66,124 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 def export(checkpoint: Path, out: Path) -> None:
     """The float ONNX model, batch and length free."""
-    ids = torch.ones(2, 7, dtype=torch.int64)
-    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=minilm.LONGEST)}
     names = ("input_ids", "attention_mask")
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=minilm.LONGEST)}
     model = ptq.load(
         minilm.pretrained(checkpoint),
-        example_inputs=dict.fromkeys(names, ids),
+        example_inputs={name: torch.ones(2, 7, dtype=torch.int64) for name in names},
         dynamic_shapes=dict.fromkeys(names, free),
     )
     ir.save(model, out)
 
 
-def make(name: str, float_model: Path, out: Path, samples: int, seed: int) -> None:
-    """Write the quantised model called `name`."""
-    batches = minilm.batches(SHARED / "data/stsb_calib.npz", samples, seed)
-    if name in RECIPES:
-        result = ptq.quantize(float_model, batches, RECIPES[name].replace(seed=seed))
-        left = [i.name for i in result.outline.islands]
-        assert not left, f"float islands: {left}"
-        result.save(out, force=True)
-    elif name == "onnxruntime dynamic":
-        quantize_dynamic(float_model, out, per_channel=True, weight_type=QuantType.QInt8)
-    else:
-        quantize_static(
-            float_model, out, _Reader(iter(batches)), quant_format=QuantFormat.QDQ,
-            per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-        )  # fmt: skip
+def by_ptq(name: str, source: Path, out: Path, batches: list[dict[str, Any]], seed: int) -> None:
+    """Ours, with no float island."""
+    result = ptq.quantize(source, batches, RECIPES[name].replace(seed=seed, strict=True))
+    result.save(out, force=True)
 
 
-def session(path: Path, threads: int = 1) -> ort.InferenceSession:
-    """A stock onnxruntime session."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+def dynamic(name: str, source: Path, out: Path, batches: list[dict[str, Any]], seed: int) -> None:
+    """Weights of 8 bits, activations rounded at run time; norms, softmax, sums in float."""
+    quantize_dynamic(source, out, per_channel=True, weight_type=QuantType.QInt8)
+
+
+def static(name: str, source: Path, out: Path, batches: list[dict[str, Any]], seed: int) -> None:
+    """Its QDQ form, min-max ranges."""
+    quantize_static(
+        source, out, _Reader(iter(batches)), quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+
+
+MAKERS: dict[str, Callable[[str, Path, Path, list[dict[str, Any]], int], None]] = {
+    **dict.fromkeys(RECIPES, by_ptq),
+    "onnxruntime dynamic": dynamic,
+    "onnxruntime static": static,
+}
+WITHOUT_SEED = ("float", "onnxruntime dynamic")
+
+
+def made(name: str, seed: int, options: argparse.Namespace) -> tuple[Path, float]:
+    """The model called `name`, made unless it is there, and the CPU seconds that took."""
+    if name in options.rivals:
+        return options.rivals[name], 0.0
+    path = options.models / ("float.onnx" if name == "float" else f"{name}.{seed}.onnx")
+    started = time.process_time()
+    if not path.exists():
+        batches = minilm.batches(SHARED / "data/stsb_calib.npz", options.samples, seed)
+        MAKERS[name](name, options.models / "float.onnx", path, batches, seed)
+    return path, time.process_time() - started
 
 
 def score(path: Path) -> float:
     """Spearman's correlation times 100 on stsb_eval."""
-    model = session(path)
-    names = [value.name for value in model.get_inputs()]
+    session = open_session(path, threads=1)
 
     def embed(batch: dict[str, Any]) -> Any:
-        return model.run(None, {name: batch[name] for name in names})[0]
+        return next(iter(session.predict(batch).values()))
 
     return minilm.spearman(embed, SHARED / "data/stsb_eval.npz")
 
 
-def accuracy(options: argparse.Namespace, folder: Path) -> None:
-    """Print and keep the scores of every model and seed."""
-    done = {}
-    if options.out.exists():
-        records = [json.loads(line) for line in options.out.read_text().splitlines()]
-        done = {(r["model"], r["seed"]): r for r in records}
-    names = [n for n in ("float", *RECIPES, *RIVALS) if not options.only or n in options.only]
-    for name in names:
-        once = name in ("float", "onnxruntime dynamic")
-        for seed in options.seeds[:1] if once else options.seeds:
-            if (name, seed) not in done:
-                path = folder / "float.onnx"
-                started = time.process_time()
-                if name != "float":
-                    path = folder / "quantised.onnx"
-                    make(name, folder / "float.onnx", path, options.samples, seed)
-                record = {
-                    "model": name,
-                    "seed": seed,
-                    "samples": options.samples,
-                    "spearman": round(score(path), 3),
-                    "megabytes": round(path.stat().st_size / 1e6, 1),
-                    "cpu_s": round(time.process_time() - started),
-                }
-                with options.out.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
-                done[name, seed] = record
-            print(done[name, seed], flush=True)
-        scores = [done[name, s]["spearman"] for s in options.seeds if (name, s) in done]
-        spread = f" +- {np.std(scores, ddof=1):.3f}" if len(scores) > 1 else ""
-        print(f"{name:28} {np.mean(scores):.3f}{spread}", flush=True)
+def accuracy(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Make the model, score it, and count the products that run in float."""
+    path, cpu_s = made(name, seed, options)
+    operators = Counter(runtime_graph(path).operators)
+    return {
+        "spearman": round(score(path), 3),
+        "float_products": sum(operators[op] + operators[f"com.microsoft.{op}"]
+                              for op in FLOAT_PRODUCTS),
+        "samples": options.samples,
+        "megabytes": round(path.stat().st_size / 1e6, 1),
+        "cpu_s": round(cpu_s),
+    }  # fmt: skip
 
 
-def latency(options: argparse.Namespace, folder: Path) -> None:
-    """Median ratios of time to the float model's, batch 1."""
-    paths = {"float": folder / "float.onnx"}
-    for name in ("w8a8", "w4a8", *RIVALS):
-        paths[name] = folder / f"{name.replace(' ', '_')}.onnx"
-        make(name, paths["float"], paths[name], 32, 0)
-    sessions = {name: session(path, options.threads) for name, path in paths.items()}
-    for length in LENGTHS:
-        ids = np.random.default_rng(0).integers(1000, 20000, (1, length))
-        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        times: dict[str, list[float]] = {name: [] for name in sessions}
-        for _ in range(ROUNDS):
-            for name, model in sessions.items():
-                names = [value.name for value in model.get_inputs()]
-                started = time.perf_counter()
-                model.run(None, {n: feeds[n] for n in names})
-                times[name].append(1e3 * (time.perf_counter() - started))
-        for name, taken in times.items():
-            ratio = np.median(np.divide(times["float"], taken))
-            print(f"{length:4} tokens  {name:22} {np.median(taken):8.2f} ms  x {ratio:.2f}")
+def latency(length: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Batch 1: medians of interleaved runs, and of their ratios to the float model's."""
+    names = [*TIMED, *options.rivals]
+    sessions = {
+        name: open_session(made(name, 0, options)[0], threads=options.threads) for name in names
+    }
+    ids = np.random.default_rng(0).integers(1000, 20000, (1, length))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    found = bench(sessions, feeds, BenchOptions(seconds=SECONDS, threads=options.threads))
+    for name, timing, ratio, interval in zip(
+        names, found.timings, found.speedups, found.speedup_intervals, strict=True
+    ):
+        yield {
+            "model": name,
+            "tokens": length,
+            "threads": options.threads,
+            "p50_ms": round(timing.p50_ms, 2),
+            "speedup": round(ratio, 3),
+            "interval": [round(end, 3) for end in interval],
+            "load": found.surroundings.load,
+            "cpu": str(found.surroundings.cpu),
+        }
+
+
+def run(options: argparse.Namespace) -> None:
+    """Everything asked for that the log does not have."""
+    lines = options.out.read_text().splitlines() if options.out.exists() else []
+    done = {(r["model"], r.get("seed"), r.get("tokens")) for r in map(json.loads, lines)}
+
+    def keep(record: dict[str, Any]) -> None:
+        with options.out.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        print(record, flush=True)
+
+    if options.latency:
+        for length in LENGTHS:
+            if ("float", None, length) not in done:
+                for record in latency(length, options):
+                    keep(record)
+        return
+    for seed in options.seeds:
+        for name in options.only or ("float", *MAKERS, *options.rivals):
+            once = name in (*WITHOUT_SEED, *options.rivals)
+            if (name, seed, None) not in done and not (once and seed != options.seeds[0]):
+                keep({"model": name, "seed": seed, **accuracy(name, seed, options)})
 
 
 def main() -> None:
@@ -166,12 +195,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--latency", action="store_true")
+    parser.add_argument("--rival", action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument("--models", type=Path, default=Path("out/minilm"))
     parser.add_argument("--out", type=Path, default=Path("out/minilm.jsonl"))
     options = parser.parse_args()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        export(options.checkpoint, Path(folder) / "float.onnx")
-        (latency if options.latency else accuracy)(options, Path(folder))
+    options.rivals = {n: Path(f) for n, _, f in (item.partition("=") for item in options.rival)}
+    options.models.mkdir(parents=True, exist_ok=True)
+    if not (options.models / "float.onnx").exists():
+        export(options.checkpoint, options.models / "float.onnx")
+    run(options)
 
 
 if __name__ == "__main__":
