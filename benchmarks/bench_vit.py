@@ -6,12 +6,14 @@ Trains a ViT (https://arxiv.org/abs/2010.11929) of width 64 and 4 layers on scik
 enlarged to 16 x 16, once; gives the module itself to ptq.quantize. The seed chooses the calibration
 images among the training images; accuracy, agreement with the float argmax and SQNR of the logits
 are on 597 images that neither training nor calibration saw. `off` means residual_bits=8 and
-balance=False.
+balance=False. Results go to --out, one JSON line each, and what is there is not run again;
+transformer_tables.py makes docs/transformers.md of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -79,50 +81,63 @@ class Vit(nn.Module):
         return logits
 
 
-def measure(result: ptq.Result, images: Any, labels: Any, wanted: Any) -> tuple[float, ...]:
+def trained(checkpoint: Path, epochs: int) -> Vit:
+    """The network, trained once and kept."""
+    torch.manual_seed(0)
+    model, (train_x, _, train_y, _) = Vit(), digits.samples()
+    if checkpoint.exists():
+        model.load_state_dict(torch.load(checkpoint, weights_only=True))
+    else:
+        digits.train(model, train_x, train_y, epochs)
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), checkpoint)
+    return model.eval()
+
+
+def measure(model: Vit, precision: str, passes: str, seed: int, samples: int) -> dict[str, Any]:
     """Accuracy and agreement in percent, SQNR in dB, of the deployed model."""
-    session = ort.InferenceSession(ir.to_proto(result.model).SerializeToString())
-    logits = session.run(None, {"image": images})[0]
-    noise = 10 * np.log10((wanted**2).sum() / ((logits - wanted) ** 2).sum())
-    best = logits.argmax(1)
-    agreement = (best == wanted.argmax(1)).mean()
-    return 100 * (best == labels).mean(), 100 * agreement, noise
+    train_x, eval_x, _, eval_y = digits.samples()
+    with torch.inference_mode():
+        wanted = model(eval_x).numpy()
+    logits = wanted
+    if precision != "float":
+        chosen = np.random.default_rng(seed).permutation(len(train_x))[:samples]
+        recipe = ptq.Recipe.preset(precision).replace(seed=seed, strict=True, **PASSES[passes])
+        result = ptq.quantize(
+            model, [train_x[chosen].numpy()], recipe, example_inputs=(train_x[:2],)
+        )
+        session = ort.InferenceSession(ir.to_proto(result.model).SerializeToString())
+        logits = session.run(None, {"image": eval_x.numpy()})[0]
+    best, noise = logits.argmax(1), ((logits - wanted) ** 2).sum()
+    return {
+        "precision": precision,
+        "passes": passes,
+        "seed": seed,
+        "accuracy": 100 * float((best == eval_y.numpy()).mean()),
+        "agreement": 100 * float((best == wanted.argmax(1)).mean()),
+        "sqnr_db": 10 * float(np.log10((wanted**2).sum() / noise)) if noise else None,
+    }
 
 
 def main() -> None:
-    """Train, quantise, print one line a precision and setting: mean and spread over the seeds."""
+    """Train, then measure what the log does not have."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=digits.EPOCHS)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--checkpoint", type=Path, default=Path("out/vit.pt"))
+    parser.add_argument("--out", type=Path, default=Path("out/vit.jsonl"))
     options = parser.parse_args()
-    torch.manual_seed(0)
-    train_x, eval_x, train_y, eval_y = digits.samples()
-    model = Vit()
-    if options.checkpoint.exists():
-        model.load_state_dict(torch.load(options.checkpoint, weights_only=True))
-    else:
-        digits.train(model, train_x, train_y, options.epochs)
-        options.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(model.state_dict(), options.checkpoint)
-    model.eval()
-    with torch.inference_mode():
-        wanted = model(eval_x).numpy()
-    print(f"float  accuracy {100 * (wanted.argmax(1) == eval_y.numpy()).mean():.2f}")
-    for precision in PRECISIONS:
-        for passes, changes in PASSES.items():
-            found = []
-            for seed in options.seeds:
-                chosen = np.random.default_rng(seed).permutation(len(train_x))[: options.samples]
-                recipe = ptq.Recipe.preset(precision).replace(seed=seed, **changes)
-                result = ptq.quantize(
-                    model, [train_x[chosen].numpy()], recipe, example_inputs=(train_x[:2],)
-                )
-                found.append(measure(result, eval_x.numpy(), eval_y.numpy(), wanted))
-            mean, spread = np.mean(found, axis=0), np.std(found, axis=0, ddof=1)
-            cells = [f"{m:6.2f} +- {s:.2f}" for m, s in zip(mean, spread, strict=True)]
-            print(precision, f"passes {passes:4}", *cells, sep="  ", flush=True)
+    model = trained(options.checkpoint, options.epochs)
+    lines = options.out.read_text().splitlines() if options.out.exists() else []
+    done = {(r["precision"], r["passes"], r["seed"]) for r in map(json.loads, lines)}
+    cases = [(p, passes, s) for s in options.seeds for p in PRECISIONS for passes in PASSES]
+    for case in [("float", "", options.seeds[0]), *cases]:
+        if case not in done:
+            record = measure(model, *case, options.samples)
+            with options.out.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            print(record, flush=True)
 
 
 if __name__ == "__main__":
