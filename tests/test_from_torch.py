@@ -129,7 +129,7 @@ def test_one_example_tensor_for_two_inputs_leaves_two_inputs() -> None:
         def forward(self, left: Tensor, right: Tensor) -> Tensor:
             return left - right
 
-    shapes = dict.fromkeys(("left", "right"), {0: torch.export.Dim("batch")})
+    shapes = {key: {0: torch.export.Dim("batch")} for key in ("left", "right")}
     same = dict.fromkeys(shapes, torch.ones(2, 3))
     model = ptq.load(Difference(), example_inputs=same, dynamic_shapes=shapes)
     (node,) = model.graph
