@@ -3,6 +3,7 @@
 A quad is four neighbouring products that one lane of int32 collects. AVX2 multiplies and adds pairs
 in 16 bits first (vpmaddubsw), which saturates unless the weights are safe (ptq.integer.pairs);
 where they are small enough, the sums of several quads fit in 16 bits, too, and are widened once.
+VNNI (x86) and the dot product of Armv8.2 add all four in 32 bits; the latter wants signed codes.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ class Isa:
     lanes: int32 sums of one vector. pairs: adds in 16 bits, so that weights must be safe.
     dots: sums of int32 lanes for quads of codes (each one int32 of four codes, broadcast) and of
     weights, added to an accumulator.
+    offset: what `dots` takes off every code before it multiplies; the bias has to make up for it.
     """
 
     name: str
     lanes: int
     pairs: bool
     dots: Callable[[Expr, Sequence[Expr], Sequence[Expr]], Expr]
+    offset: int = 0
 
 
 def _avx2(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
@@ -47,17 +50,34 @@ def _avx2(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
     return acc + T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", total, ones)
 
 
-def _vnni(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
+def _vnni(lanes: int) -> Callable[[Expr, Sequence[Expr], Sequence[Expr]], Expr]:
     """vpdpbusd for every quad; it does not saturate."""
+    name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"  # LLVM has one name, for AVX-VNNI too
+
+    def dots(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
+        for code, weight in zip(codes, weights, strict=True):
+            quad = T.reinterpret(f"uint8x{4 * lanes}", T.broadcast(code, lanes))
+            acc = T.call_llvm_pure_intrin(f"int32x{lanes}", name, acc, quad, weight)
+        return acc
+
+    return dots
+
+
+def _sdot(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
+    """sdot for every quad; flipping the top bit of an unsigned code takes 128 off it."""
     for code, weight in zip(codes, weights, strict=True):
-        quad = T.reinterpret("uint8x64", T.broadcast(code, 16))
-        acc = T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, quad, weight)
+        signed = T.bitwise_xor(code, T.int32(-0x7F7F7F80))
+        quad = T.reinterpret("int8x16", T.broadcast(signed, 4))
+        name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
+        acc = T.call_llvm_pure_intrin("int32x4", name, acc, quad, weight)
     return acc
 
 
 AVX2 = Isa("avx2", 8, True, _avx2)
-AVX512_VNNI = Isa("avx512vnni", 16, False, _vnni)
-ISAS = {isa.name: isa for isa in (AVX512_VNNI, AVX2)}
+AVX_VNNI = Isa("avxvnni", 8, False, _vnni(8))
+AVX512_VNNI = Isa("avx512vnni", 16, False, _vnni(16))
+DOTPROD = Isa("dotprod", 4, False, _sdot, offset=128)
+ISAS = {isa.name: isa for isa in (AVX512_VNNI, AVX_VNNI, AVX2, DOTPROD)}
 """Best first."""
 
 

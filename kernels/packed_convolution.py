@@ -179,7 +179,7 @@ class PackedConvolution:
             acc = bias.astype(np.int64)
             for number, offset in enumerate(self.runs):
                 start = corner + offset
-                window = x[start : start + rows.shape[2]].astype(np.int64)
+                window = x[start : start + rows.shape[2]].astype(np.int64) - self.how.offset
                 acc = acc + rows[:, number, :] @ window
             rounded = np.rint(acc.astype(np.float32) * ratio) + r.zero_point
             out[row, column] = np.clip(rounded, r.low, r.high)[: self.out]

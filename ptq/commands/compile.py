@@ -30,7 +30,7 @@ class _Compile(Common):
         default="llvm:native",
         show_default=True,
         metavar="T",
-        help="llvm, llvm:native, llvm:CPU, llvm:TRIPLE:CPU, or c (portable, slow).",
+        help="llvm, llvm:native, llvm:CPU, llvm:TRIPLE:CPU, or c and c:TRIPLE (portable, slow).",
     ),
     click.option(
         "--batch", type=click.IntRange(min=1), help="Samples a call.  [default: any number]"

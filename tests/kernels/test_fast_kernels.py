@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compiler[tvm]'")
 
 import tvm
-from tvm.target import codegen
 
 from ptq.kernels.depthwise import Depthwise
 from ptq.kernels.dot import safe_quads
@@ -94,11 +93,20 @@ def test_sums_of_quads_that_16_bits_hold(top: int, group: int) -> None:
     assert safe_quads(weights * signs) >= group
 
 
-def test_avx512_vnni_compiles_and_uses_its_instruction() -> None:
-    """Only compiled: it has never run where these tests were written."""
-    kernel = replace(PACKED["rows_of_a_window"], isa="avx512vnni", tile=Tile(6, 2, 2))
-    machine = Description.parse("llvm:x86_64-linux-gnu:sapphirerapids").resolved().target()
-    if not codegen.llvm_is_valid_cpu("sapphirerapids", "x86_64-linux-gnu"):
-        pytest.skip("this LLVM does not know the processor")
+@pytest.mark.parametrize(
+    ("isa", "cpu", "tile", "instruction"),
+    [
+        ("avx512vnni", "x86_64-linux-gnu:sapphirerapids", Tile(6, 2, 2), "vpdpbusd"),
+        ("avxvnni", "x86_64-linux-gnu:alderlake", Tile(4, 2, 2), "vpdpbusd"),
+        ("dotprod", "aarch64-linux-gnu:generic+dotprod", Tile(6, 4, 1), "sdot"),
+    ],
+)
+def test_kernels_of_other_processors_use_their_instruction(
+    isa: str, cpu: str, tile: Tile, instruction: str
+) -> None:
+    """Only compiled: those of x86 have never run where these tests were written."""
+    kernel = replace(PACKED["rows_of_a_window"], isa=isa, tile=tile)
+    machine = Description.parse(f"llvm:{cpu}").resolved().target()
+    assert isa in features_of(machine)
     made = tvm.compile(alone(kernel), target=tvm.target.Target(machine, host=machine))
-    assert "vpdpbusd" in made.mod.inspect_source("asm")
+    assert instruction in made.mod.inspect_source("asm")

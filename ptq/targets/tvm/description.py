@@ -1,4 +1,4 @@
-"""What a target's text means: 'llvm', 'llvm:native', 'llvm:TRIPLE:CPU', 'c'."""
+"""What a target's text means: 'llvm', 'llvm:native', 'llvm:TRIPLE:CPU', 'c', 'c:TRIPLE'."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ptq.errors import MissingDependencyError, UsageError
 
 PREFIX = "tvm:"
 KINDS = ("llvm", "c")
-WANTED = "wanted llvm, llvm:native, llvm:CPU, llvm:TRIPLE:CPU or c, such as llvm:x86-64-v3"
+WANTED = "wanted llvm, llvm:native, llvm:CPU, llvm:TRIPLE:CPU, c or c:TRIPLE, as llvm:x86-64-v3"
 INSTALL = "install it with: pip install 'ptq-compiler[tvm]'"
 
 
@@ -35,9 +35,9 @@ class Description:
             UsageError: another kind, or more parts.
         """
         kind, *parts = text.removeprefix(PREFIX).split(":")
-        if kind not in KINDS or len(parts) > 2 or (kind == "c" and parts):
-            raise UsageError(f"--target {text}: {WANTED}")
         triple = parts.pop(0) if parts and _is_triple(parts[0]) else ""
+        if kind not in KINDS or (kind == "c" and parts):
+            raise UsageError(f"--target {text}: {WANTED}")
         cpu, *features = (parts[0] if parts else "").split("+")
         if len(parts) > 1 or (parts and not cpu and not features):
             raise UsageError(f"--target {text}: {WANTED}")

@@ -19,8 +19,18 @@ from ptq.kernels.view import View
 from ptq.targets.tvm.lowering import Lowering, Operand
 
 Array = npt.NDArray[Any]
-TILES = {"avx2": Tile(4, 2, 4), "avx512vnni": Tile(6, 4, 2)}
-ONE_ROW = {"avx2": Tile(1, 4, 4), "avx512vnni": Tile(1, 4, 2)}
+TILES = {
+    "avx2": Tile(4, 2, 4),
+    "avxvnni": Tile(4, 2, 2),
+    "avx512vnni": Tile(6, 4, 2),
+    "dotprod": Tile(6, 4, 1),
+}
+ONE_ROW = {
+    "avx2": Tile(1, 4, 4),
+    "avxvnni": Tile(1, 4, 2),
+    "avx512vnni": Tile(1, 4, 2),
+    "dotprod": Tile(1, 8, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ def _call_packed(
     sums = rows.astype(np.int64).reshape(len(rows), -1).sum(axis=1)
     if kernel.how.pairs:
         kernel, rows = _safe(kernel, rows)
-    constants = _constants(state, step, sums, kernel.blocks * kernel.block)
+    constants = _constants(state, step, sums, kernel.blocks * kernel.block, kernel.how.offset)
     weight = state.constant(pack(rows, kernel).reshape(-1))
     state.call(step.name, kernel, weight, *constants, x, state.codes(step.output))
 
@@ -200,9 +210,14 @@ def _rounding(requantizer: Requantizer) -> Rounding:
     return Rounding(requantizer.zero_point, requantizer.low, requantizer.high)
 
 
-def _constants(state: Lowering, step: Convolve | Gemm, sums: Array, room: int) -> list[Operand]:
-    """bias less the zero point's share, and float32 ratios; zeros up to `room` channels."""
-    zero = state.plan(step.input).zero_point
+def _constants(
+    state: Lowering, step: Convolve | Gemm, sums: Array, room: int, offset: int = 0
+) -> list[Operand]:
+    """bias less the zero point's share, and float32 ratios; zeros up to `room` channels.
+
+    offset: what the kernel takes off every code already.
+    """
+    zero = state.plan(step.input).zero_point - offset
     bias = np.zeros(room, np.int32)
     bias[: len(sums)] = (0 if step.bias is None else step.bias) - zero * sums
     ratio = np.zeros(room, np.float32)

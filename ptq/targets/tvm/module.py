@@ -136,7 +136,11 @@ def _compile_native(folder: Path, compiler: str, compiled: Compiled) -> list[str
 
 def ports_header(entry: Mapping[str, Any]) -> str:
     """What module.c has to know of one network: its arrays, their elements, and its arena."""
-    lines = ["#include <stdint.h>", f"#define PTQ_ARENA_BYTES {entry['arena_bytes']}"]
+    lines = [
+        "#include <stdint.h>",
+        f"#define PTQ_ARENA_BYTES {entry['arena_bytes']}",
+        f"#define PTQ_CALLS {len(entry['calls'])}",
+    ]
     arguments = []
     for group in ("inputs", "outputs"):
         sizes = [int(np.prod(port["shape"], dtype=np.int64)) for port in entry[group]]

@@ -20,6 +20,7 @@ from ptq.targets.tvm.description import Description
             Description("llvm", "aarch64-linux-gnu", "generic", ("+dotprod",)),
         ),
         ("c", Description("c")),
+        ("c:aarch64-linux-gnu", Description("c", "aarch64-linux-gnu")),
     ],
 )
 def test_parse_and_print(text: str, wanted: Description) -> None:

@@ -133,9 +133,11 @@ def test_a_file_that_is_no_module_is_refused(tmp_path: Path) -> None:
         runtime.load(tmp_path / "x.so")
 
 
-def assert_same_codes(program: Program, feeds: dict[str, Array], tmp_path: Path) -> None:
+def assert_same_codes(
+    program: Program, feeds: dict[str, Array], tmp_path: Path, target: str = "llvm:native"
+) -> None:
     """Every code tensor of the module is the reference's."""
-    compiled = compile_program(program, CompileOptions(reuse=False))
+    compiled = compile_program(program, CompileOptions(target, reuse=False))
     compiled.export(tmp_path / "m.so")
     tapped = Tapped(runtime.load(tmp_path / "m.so"), compiled.code_views)
     wanted = Reference(program).run_codes(feeds)
@@ -156,6 +158,11 @@ def test_codes_of_16_bits_are_refused_by_name() -> None:
 def test_random_graphs_give_equal_codes(seed: int, tmp_path: Path) -> None:
     result, feeds = random_program(seed, residual_bits=8)
     assert_same_codes(result.program, feeds, tmp_path)
+
+
+def test_module_in_c_gives_equal_codes(tmp_path: Path) -> None:
+    result, feeds = random_program(1, residual_bits=8)
+    assert_same_codes(result.program, feeds, tmp_path, "c")
 
 
 @pytest.mark.slow

@@ -82,6 +82,7 @@ int32_t ptq_inputs(void) { return PTQ_INPUTS; }
 int32_t ptq_outputs(void) { return PTQ_OUTPUTS; }
 int64_t ptq_input_size(int32_t input) { return input_sizes[input]; }
 int64_t ptq_output_size(int32_t output) { return output_sizes[output]; }
+int32_t ptq_kernel_calls(void) { return PTQ_CALLS; }
 int64_t ptq_arena_bytes(void) { return PTQ_ARENA_BYTES; }
 
 static void run_one(const Run *run, int64_t call, char *arena)

@@ -22,13 +22,16 @@ PTQ_API int64_t ptq_output_size(int32_t output);
 /* Bytes of scratch memory that one thread needs. */
 PTQ_API int64_t ptq_arena_bytes(void);
 
+/* How many kernels a run calls; the description says which. */
+PTQ_API int32_t ptq_kernel_calls(void);
+
 /* Run the network.
  *
  * calls: how often, over consecutive samples; 1 unless the batch is dynamic.
  * inputs, outputs: one dense float32 array each, in the description's order.
  * arena: threads * ptq_arena_bytes() bytes at an address of 64 bytes, not shared by runs at once.
  * threads: at most so many work; those besides the caller belong to the module and sleep between.
- * nanoseconds: NULL, or one number for each kernel call of the description; times are added to it.
+ * nanoseconds: NULL, or ptq_kernel_calls() numbers, to which the time of each is added.
  * Returns 0.
  */
 PTQ_API int32_t ptq_run(int32_t calls, const float *const *inputs, float *const *outputs,
