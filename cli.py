@@ -188,6 +188,7 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
     from ptq.report.measure import measure
     from ptq.report.progress import progress
     from ptq.report.summary import make_report
+    from ptq.targets.tvm.module import CompileOptions
 
     preprocess = preprocess_of(options.preprocess)
     memory = options.memory or RunOptions.memory_bytes
@@ -218,8 +219,10 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
             report = measure(report, result, data, options.model, show)
         show("write", 0, None)
         if is_compiled(options.target):
-            target = str(options.target)
-            save_compiled(result, out, target, report, options.model, force=options.force)
+            save_compiled(
+                result, out, CompileOptions(str(options.target)),
+                force=options.force, report=report, source=options.model,
+            )  # fmt: skip
         else:
             artifact.save(result, out, force=options.force, report=report, source=options.model)
     return report

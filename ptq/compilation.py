@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from ptq.errors import RecipeError
 from ptq.recipe import Recipe
 from ptq.report import artifact
+from ptq.report.artifact import Library
+from ptq.report.manifest import CompiledRecord
 from ptq.report.summary import Quantized, Report
 from ptq.targets.tvm.description import Description, require_tvm
 from ptq.targets.tvm.module import Compiled, CompileOptions, compile_program
@@ -43,11 +45,14 @@ def compile_file(
         UnsupportedModelError: a step has no kernel.
         OutputError: `out` cannot be written.
     """
+    options = options or CompileOptions()
     artifact.check(out, force=force, sources=[model])
     saved, manifest = artifact.load_program(model), artifact.load_manifest(model)
     compiled = compile_program(saved.program, options)
     source = artifact.float_source(model, manifest)
-    artifact.save_again(saved, manifest, out, compiled.export, force=force, source=source)
+    artifact.save_again(
+        saved, manifest, out, _library(compiled, options), force=force, source=source
+    )
     return _summary(compiled, out)
 
 
@@ -66,7 +71,13 @@ def check_target(target: str, recipe: Recipe) -> Recipe:
 
 
 def save_compiled(
-    result: Quantized, out: Path, target: str, report: Report, source: Path, *, force: bool
+    result: Quantized,
+    out: Path,
+    options: CompileOptions,
+    *,
+    force: bool = False,
+    report: Report | None = None,
+    source: Path | None = None,
 ) -> Compilation:
     """Compile a quantised network and write it with its side files.
 
@@ -74,9 +85,14 @@ def save_compiled(
         UnsupportedModelError: a step has no kernel.
         OutputError: `out` cannot be written.
     """
-    compiled = compile_program(result.program, CompileOptions(target))
-    artifact.save(result, out, force=force, report=report, source=source, write=compiled.export)
+    compiled = compile_program(result.program, options)
+    library = _library(compiled, options)
+    artifact.save(result, out, force=force, report=report, source=source, library=library)
     return _summary(compiled, out)
+
+
+def _library(compiled: Compiled, options: CompileOptions) -> Library:
+    return Library(compiled.export, CompiledRecord(compiled.target, options.batch))
 
 
 def _summary(compiled: Compiled, out: Path) -> Compilation:

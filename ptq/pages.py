@@ -18,8 +18,9 @@ from ptq.mixed.explore import Exploration
 from ptq.model import load
 from ptq.passes.prepare import prepare
 from ptq.recipe import Recipe
-from ptq.report.artifact import Manifest, float_source, load_manifest, load_program
+from ptq.report.artifact import float_source, load_manifest, load_program
 from ptq.report.console import decibel, megabytes, percent
+from ptq.report.manifest import Manifest
 from ptq.report.measure import Samples
 from ptq.report.nearness import Tensor, tensors
 from ptq.report.page.content import Fact, Front, Page, Point

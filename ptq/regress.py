@@ -11,13 +11,7 @@ from ptq.errors import UsageError
 from ptq.evaluate import Samples, first_rows, float_inputs, with_preprocess
 from ptq.files import sha256
 from ptq.model import load
-from ptq.report.artifact import (
-    FileRecord,
-    float_source,
-    is_quantized,
-    load_manifest,
-    load_program,
-)
+from ptq.report.artifact import float_source, is_quantized, load_manifest, load_program
 from ptq.report.baseline import Baseline, Proofs, Speed, load_baseline
 from ptq.report.benchmark import BenchOptions, bench
 from ptq.report.cpu import Cpu, this_cpu
@@ -32,6 +26,7 @@ from ptq.report.gates import (
     proof_gates,
     size_gate,
 )
+from ptq.report.manifest import FileRecord
 from ptq.report.outcomes import Outcomes, observe
 from ptq.report.session import Batch, open_session
 from ptq.report.summary import file_bytes, program_islands

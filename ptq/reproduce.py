@@ -10,12 +10,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from ptq.compilation import save_compiled
 from ptq.errors import GateError, PtqError, UsageError
 from ptq.files import sha256
 from ptq.passes.context import Progress
 from ptq.pipeline import quantize
 from ptq.report import artifact
-from ptq.report.artifact import DataRecord, FileRecord, Manifest
+from ptq.report.manifest import DataRecord, FileRecord, Manifest, versions
+from ptq.targets.tvm.module import CompileOptions
 
 _LOG = logging.getLogger("ptq")
 
@@ -41,7 +43,11 @@ def redo(
     data = _same_data(known.calibration, calib, manifest)
     _warn_of_versions(known)
     result = quantize(model, data, known.recipe, preprocess=known.preprocess, progress=progress)
-    artifact.save(result, out, force=force, source=model)
+    if known.compiled is None:
+        artifact.save(result, out, force=force, source=model)
+    else:
+        how = CompileOptions(known.compiled.target, known.compiled.batch)
+        save_compiled(result, out, how, force=force, source=model)
     return differing(artifact.load_manifest(out), known)
 
 
@@ -91,7 +97,7 @@ def _same_data(record: DataRecord | None, given: str | None, manifest: Path) -> 
 
 
 def _warn_of_versions(manifest: Manifest) -> None:
-    here = artifact.versions()
+    here = versions(manifest.versions.keys() - versions().keys())
     other = [
         f"{name} {version} (here {here.get(name, 'not installed')})"
         for name, version in manifest.versions.items()

@@ -17,7 +17,8 @@ from ptq.errors import MissingDependencyError
 from ptq.integer.program import Program
 from ptq.model import load
 from ptq.passes.prepare import prepare
-from ptq.report.artifact import Manifest, float_source, load_manifest, load_program
+from ptq.report.artifact import float_source, load_manifest, load_program
+from ptq.report.manifest import Manifest
 from ptq.report.verification import Runners, Subject, Verification, verify
 from ptq.targets import TARGETS
 from ptq.targets.names import code_names

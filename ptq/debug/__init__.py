@@ -22,8 +22,9 @@ from ptq.passes.prepare import prepare
 from ptq.pipeline import quantize
 from ptq.plan import Plan
 from ptq.recipe import Recipe
-from ptq.report.artifact import Manifest, float_source, load_manifest, load_program
+from ptq.report.artifact import float_source, load_manifest, load_program
 from ptq.report.comparison import Labelled
+from ptq.report.manifest import Manifest
 from ptq.report.measure import Samples
 from ptq.report.metrics import Accuracy
 from ptq.report.nearness import Tensor, tensors

@@ -11,68 +11,29 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
 import onnx_ir as ir
 
-import ptq
-from ptq.calib_data import Preprocess
 from ptq.errors import InvalidModelError
 from ptq.files import check_output, sha256, staged
 from ptq.integer import serial
-from ptq.integer.program import Certificate
-from ptq.recipe import Recipe
+from ptq.report.manifest import CompiledRecord, DataRecord, FileRecord, Manifest, versions
 from ptq.report.session import LARGEST_PROTO_BYTES, size_bytes
 from ptq.report.summary import Quantized, Report, make_report
 
-SCHEMA_VERSION = 1
-_PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim")
+_COMPILERS = ("apache-tvm",)
 
 
 @dataclass(frozen=True)
-class FileRecord:
-    """A file that the manifest speaks of; the path is relative to the manifest's folder."""
+class Library:
+    """A compiled form of the model. write: writes its file. record: how it was made."""
 
-    path: str
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class DataRecord:
-    """The calibration samples: a path relative to the manifest's folder, or one with `:function`.
-
-    sha256: of the file, or of all files of a folder with their names.
-    """
-
-    source: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What OUT.ptq.json holds.
-
-    source: the float model's file, if it was one. files: what was written beside the manifest.
-    calibration: the samples; None if they were invented, or did not come from files.
-    preprocess: what was done to 8-bit pixels of the samples.
-    """
-
-    source: FileRecord | None
-    files: tuple[FileRecord, ...]
-    recipe: Recipe
-    seed: int
-    preprocess: Preprocess | None
-    versions: dict[str, str]
-    certificates: tuple[Certificate, ...]
-    report: Report
-    calibration: DataRecord | None = None
-    schema_version: int = SCHEMA_VERSION
+    write: Callable[[Path], None]
+    record: CompiledRecord
 
 
 @dataclass(frozen=True)
@@ -120,12 +81,12 @@ def save(
     force: bool = False,
     report: Report | None = None,
     source: Path | None = None,
-    write: Callable[[Path], None] | None = None,
+    library: Library | None = None,
 ) -> None:
     """Write the model and its side files, all or none.
 
     report: with measurements, else one is made without. source: the float model's file.
-    write: writes the model's file, if that is not what the target printed.
+    library: written instead of what the target printed.
 
     Raises:
         OutputError: not writable, disk full, or a file exists and `force` is not set.
@@ -133,10 +94,10 @@ def save(
     out = Path(path)
     with staged(out.parent, force=force) as stage:
         staged_paths = SidePaths(stage / out.name)
-        if write is None:
+        if library is None:
             _save_model(result.model, staged_paths)
         else:
-            write(staged_paths.model)
+            library.write(staged_paths.model)
         serial.save(result.program, result.plan, staged_paths.program)
         manifest = Manifest(
             source=_source_record(source, out.parent),
@@ -144,10 +105,11 @@ def save(
             recipe=result.recipe,
             seed=result.recipe.seed,
             preprocess=result.preprocess,
-            versions=versions(),
+            versions=versions(_COMPILERS if library else ()),
             certificates=result.program.certificates,
             report=without_clock(report or make_report(result, source)),
             calibration=_data_record(result.calib, out.parent),
+            compiled=None if library is None else library.record,
         )
         text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
         staged_paths.manifest.write_bytes(text)
@@ -157,27 +119,28 @@ def save_again(
     saved: serial.Saved,
     manifest: Manifest,
     out: Path,
-    write: Callable[[Path], None],
+    library: Library,
     *,
     force: bool = False,
     source: Path | None = None,
 ) -> None:
-    """Write the same network in another form, with the side files that belong to it.
+    """Write the same network as a library, with the side files that belong to it.
 
-    write: writes the model's file. source: the float model's file, if it is still there.
+    source: the float model's file, if it is still there.
 
     Raises:
         OutputError: not writable, disk full, or a file exists and `force` is not set.
     """
     with staged(out.parent, force=force) as stage:
         paths = SidePaths(stage / out.name)
-        write(paths.model)
+        library.write(paths.model)
         serial.save(saved.program, saved.plan, paths.program)
         changed = replace(
             manifest,
             source=_source_record(source, out.parent) or manifest.source,
             files=tuple(_records(stage)),
-            versions=versions(),
+            versions=versions(_COMPILERS),
+            compiled=library.record,
         )
         paths.manifest.write_bytes(msgspec.json.format(msgspec.json.encode(changed), indent=1))
 
@@ -224,17 +187,6 @@ def _split_function(calib: str) -> tuple[Path, str]:
         return Path(calib), ""
     path, _, function = calib.rpartition(":")
     return (Path(path), function) if path else (Path(calib), "")
-
-
-def versions() -> dict[str, str]:
-    """Versions of ptq, Python and the packages that results depend on."""
-    found = {"ptq": ptq.__version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def load_manifest(model: Path) -> Manifest:

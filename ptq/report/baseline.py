@@ -9,8 +9,8 @@ import msgspec
 
 from ptq.errors import UsageError
 from ptq.files import check_output, staged
-from ptq.report.artifact import FileRecord
 from ptq.report.cpu import Cpu
+from ptq.report.manifest import FileRecord
 from ptq.report.outcomes import Outcomes
 
 SCHEMA_VERSION = 1
