@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install it, or give another as make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --upgrade pip setuptools
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[test,bench,tvm]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[test,bench,tvm,docs]'
 	@touch $@
 
 quickstart: $(READY)
@@ -45,7 +45,6 @@ bench: $(READY)
 	done
 
 docs: $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	cd docs && NO_MKDOCS_2_WARNING=1 $(abspath $(BIN))/mkdocs build --quiet
 
 clean:

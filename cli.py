@@ -203,7 +203,9 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
         if options.evaluation is not None:
             check_evaluation(options.model, options.evaluation, preprocess)
         run = (
-            partial(quantize_within, options.budgets(), options.work) if options.any() else quantize
+            partial(quantize_within, budgets=options.budgets(), folder=options.work)
+            if options.any()
+            else quantize
         )
         result = run(
             options.model,

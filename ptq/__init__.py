@@ -14,22 +14,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ptq.calib_data import Preprocess
+    from ptq.compilation import compile_file, save_compiled
     from ptq.debug import DebugOptions, debug_file
     from ptq.evaluate import bench_files, compare_files
     from ptq.grid import Grid
     from ptq.inspection import inspect_file
+    from ptq.mixed.budgets import Budgets
+    from ptq.mixed.explore import pick
+    from ptq.mixed.front import ExploreOptions, explore_model
+    from ptq.mixed.within import quantize_within
     from ptq.model import load
-    from ptq.pages import PageOptions, make_page
+    from ptq.pages import PageOptions, make_page, save_page
     from ptq.pipeline import quantize
     from ptq.plan import Plan
+    from ptq.precision import load_map, save_map
     from ptq.recipe import Recipe
-    from ptq.regress import RegressOptions, make_baseline, regress_file
+    from ptq.regress import RegressOptions, make_baseline, regress_file, write_verdicts
+    from ptq.report.baseline import save_baseline
     from ptq.report.benchmark import BenchOptions
     from ptq.report.gates import Limits
     from ptq.report.measure import Samples
     from ptq.report.record import to_json
-    from ptq.reproduce import redo
+    from ptq.reproduce import check_reproducible, redo
     from ptq.result import Result
+    from ptq.targets.tvm.module import CompileOptions
     from ptq.verify import VerifyOptions, verify_file
 
 __version__ = "0.1.0"
@@ -39,7 +47,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "BenchOptions",
+    "Budgets",
+    "CompileOptions",
     "DebugOptions",
+    "ExploreOptions",
     "Grid",
     "Limits",
     "PageOptions",
@@ -52,22 +63,36 @@ __all__ = [
     "VerifyOptions",
     "__version__",
     "bench_files",
+    "check_reproducible",
     "compare_files",
+    "compile_file",
     "debug_file",
+    "explore_model",
     "inspect_file",
     "load",
+    "load_map",
     "make_baseline",
     "make_page",
+    "pick",
     "quantize",
+    "quantize_within",
     "redo",
     "regress_file",
+    "save_baseline",
+    "save_compiled",
+    "save_map",
+    "save_page",
     "to_json",
     "verify_file",
+    "write_verdicts",
 ]
 
 _HOMES = {
     "BenchOptions": "ptq.report.benchmark",
+    "Budgets": "ptq.mixed.budgets",
+    "CompileOptions": "ptq.targets.tvm.module",
     "DebugOptions": "ptq.debug",
+    "ExploreOptions": "ptq.mixed.front",
     "Grid": "ptq.grid",
     "Limits": "ptq.report.gates",
     "PageOptions": "ptq.pages",
@@ -79,17 +104,28 @@ _HOMES = {
     "Samples": "ptq.report.measure",
     "VerifyOptions": "ptq.verify",
     "bench_files": "ptq.evaluate",
+    "check_reproducible": "ptq.reproduce",
     "compare_files": "ptq.evaluate",
+    "compile_file": "ptq.compilation",
     "debug_file": "ptq.debug",
+    "explore_model": "ptq.mixed.front",
     "inspect_file": "ptq.inspection",
     "load": "ptq.model",
+    "load_map": "ptq.precision",
     "make_baseline": "ptq.regress",
     "make_page": "ptq.pages",
+    "pick": "ptq.mixed.explore",
     "quantize": "ptq.pipeline",
+    "quantize_within": "ptq.mixed.within",
     "redo": "ptq.reproduce",
     "regress_file": "ptq.regress",
+    "save_baseline": "ptq.report.baseline",
+    "save_compiled": "ptq.compilation",
+    "save_map": "ptq.precision",
+    "save_page": "ptq.pages",
     "to_json": "ptq.report.record",
     "verify_file": "ptq.verify",
+    "write_verdicts": "ptq.regress",
 }
 
 

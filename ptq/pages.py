@@ -12,6 +12,7 @@ import msgspec
 import onnx_ir as ir
 
 from ptq.errors import UsageError
+from ptq.files import check_output, staged
 from ptq.integer.outline import outline
 from ptq.integer.units import Unit
 from ptq.mixed.explore import Exploration
@@ -24,6 +25,7 @@ from ptq.report.manifest import Manifest
 from ptq.report.measure import Samples
 from ptq.report.nearness import Tensor, tensors
 from ptq.report.page.content import Fact, Front, Page, Point
+from ptq.report.page.forms import FORMS
 from ptq.report.page.rows import graph_nodes, layer_rows
 from ptq.report.print_benchmark import surroundings_line
 from ptq.report.summary import Report
@@ -153,6 +155,19 @@ def _provenance(manifest: Manifest) -> dict[str, str]:
     if manifest.report.latency is not None:
         found["timed on"] = surroundings_line(manifest.report.latency.surroundings)
     return found
+
+
+def save_page(page: Page, path: Path, *, force: bool = False) -> None:
+    """Write the page in the form that the path's suffix says: .html, .md or .json.
+
+    Raises:
+        UsageError: another suffix. OutputError: not writable, or it exists and `force` is not set.
+    """
+    if path.suffix not in FORMS:
+        raise UsageError(f"{path}: wanted a name that ends in {', '.join(FORMS)}")
+    check_output(path, force=force)
+    with staged(path.parent, force=force) as stage:
+        (stage / path.name).write_text(FORMS[path.suffix](page), encoding="utf-8")
 
 
 def load_front(path: Path, model: Path) -> Front:

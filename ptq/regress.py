@@ -11,10 +11,12 @@ from ptq.errors import UsageError
 from ptq.evaluate import Samples, first_rows, float_inputs, with_preprocess
 from ptq.files import sha256
 from ptq.model import load
+from ptq.report import gate_files
 from ptq.report.artifact import float_source, is_quantized, load_manifest, load_program
 from ptq.report.baseline import Baseline, Proofs, Speed, load_baseline
 from ptq.report.benchmark import BenchOptions, bench
 from ptq.report.cpu import Cpu, this_cpu
+from ptq.report.gate_files import Verdicts
 from ptq.report.gates import (
     Gate,
     Limits,
@@ -251,8 +253,23 @@ def _kept(path: Path, before: Baseline) -> Path | None:
     return model if model.is_file() and sha256(model) == before.model.sha256 else None
 
 
+def write_verdicts(
+    found: Regression,
+    *,
+    junit: Path | None = None,
+    sarif: Path | None = None,
+    markdown: Path | None = None,
+) -> None:
+    """Write the gates as JUnit XML, SARIF 2.1.0 and Markdown, each where a path is given."""
+    verdicts = Verdicts(found.model, found.baseline, found.gates, found.notes)
+    forms = ((junit, gate_files.junit), (sarif, gate_files.sarif), (markdown, gate_files.markdown))
+    for path, form in forms:
+        if path is not None:
+            path.write_text(form(verdicts), encoding="utf-8")
+
+
 def _silent(stage: str, done: int, total: int | None) -> None:
     pass
 
 
-__all__ = ["RegressOptions", "Regression", "make_baseline", "regress_file"]
+__all__ = ["RegressOptions", "Regression", "make_baseline", "regress_file", "write_verdicts"]

@@ -61,7 +61,6 @@ def test_every_command_and_page_is_in_the_navigation() -> None:
     assert all(f"ptq {name}" in index for name in main.commands)
 
 
-@pytest.mark.slow
 def test_the_site_builds(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     from mkdocs.commands.build import build

@@ -67,6 +67,27 @@ def test_another_model_other_samples_and_other_choices_are_refused(made: Path) -
     assert "not the float model" in redo(made).stderr
 
 
+@pytest.mark.parametrize("how", ["compile", pytest.param("quantize", marks=pytest.mark.slow)])
+def test_a_compiled_library_is_redone(made: Path, how: str) -> None:
+    pytest.importorskip("tvm")
+    out = made / "lib.so"
+    if how == "compile":
+        done = run("compile", made / "q.onnx", "-o", out, "--batch", 2)
+    else:
+        done = run("quantize", made / "model.onnx", "-o", out, "--calib", made / "samples.npz",
+                   "--bits", 3, "--target", "tvm:llvm:native", "--no-measure")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    manifest = made / "lib.so.ptq.json"
+    again = run("quantize", made / "model.onnx", "--from-manifest", manifest,
+                "-o", made / "again.so")  # fmt: skip
+    assert again.exit_code == 0, again.output
+    assert (made / "again.so").read_bytes() == out.read_bytes()
+    known = json.loads(manifest.read_text())
+    assert known["compiled"]["batch"] == (2 if how == "compile" else None)
+    assert "native" not in known["compiled"]["target"]  # the CPU itself: another one may redo it
+    assert known["versions"]["apache-tvm"] != "not installed"
+
+
 def test_another_version_is_said(made: Path) -> None:
     path = made / "q.ptq.json"
     manifest = json.loads(path.read_text())

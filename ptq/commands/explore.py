@@ -78,28 +78,26 @@ def explore(options: _Explore) -> None:
     Run again in the same folder, it goes on where it stopped. What --pick writes is calibrated on
     all samples; the points are measured on a quarter that they were not calibrated on.
     """
-    from ptq.mixed.explore import explore as run
-    from ptq.mixed.explore import pick, save
-    from ptq.mixed.open_workshop import Options, open_workshop
+    from ptq.mixed.explore import pick
+    from ptq.mixed.front import ExploreOptions, explore_model
     from ptq.pipeline import quantize
     from ptq.precision import save_map
     from ptq.report.progress import progress
 
     recipe = options.recipe(samples=options.samples, seed=options.seed)
-    options.output.mkdir(parents=True, exist_ok=True)
+    preprocess = preprocess_of(options.preprocess)
+    how = ExploreOptions(
+        options.output, options.points, options.activation_widths, options.metric, options.timed
+    )
     with progress(quiet=options.quiet) as show:
-        workshop = open_workshop(
+        found = explore_model(
             options.model,
             options.calib,
             recipe,
-            Options(
-                options.output / "work", options.activation_widths, options.metric, options.timed
-            ),
-            preprocess=preprocess_of(options.preprocess),
+            how,
+            preprocess=preprocess,
             progress=lambda p: show(p.stage, p.done, p.total),
         )
-        found = run(workshop, options.points, lambda p: show(p.stage, p.done, p.total))
-        save(found, options.output)
         if options.picked is not None:
             said = pick(found, options.picked).precision_map
             save_map(said, options.output / "picked.map.json")
@@ -107,7 +105,7 @@ def explore(options: _Explore) -> None:
                 options.model,
                 options.calib,
                 recipe.replace(precision_map=said),
-                preprocess=workshop.study.run.preprocess,
+                preprocess=preprocess,
                 progress=lambda p: show(p.stage, p.done, p.total),
             )
             made.save(options.output / "picked.onnx", force=True)

@@ -137,17 +137,12 @@ def _update(options: _Regress, show: Show) -> None:
 
 
 def _write_files(options: _Regress, found: Regression) -> None:
+    from ptq.regress import write_verdicts
     from ptq.report import gate_files
 
-    verdicts = gate_files.Verdicts(found.model, found.baseline, found.gates, found.notes)
-    for path, made in (
-        (options.junit, gate_files.junit),
-        (options.sarif, gate_files.sarif),
-        (options.markdown, gate_files.markdown),
-    ):
-        if path is not None:
-            path.write_text(made(verdicts), encoding="utf-8")
+    write_verdicts(found, junit=options.junit, sarif=options.sarif, markdown=options.markdown)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
+        verdicts = gate_files.Verdicts(found.model, found.baseline, found.gates, found.notes)
         with Path(summary).open("a", encoding="utf-8") as file:
             file.write(gate_files.markdown(verdicts))

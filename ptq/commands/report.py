@@ -49,10 +49,9 @@ def report(options: _Report) -> None:
 
     With --calib every tensor is also compared with the float model's.
     """
-    from ptq.files import check_output, staged
-    from ptq.pages import PageOptions, make_page
+    from ptq.files import check_output
+    from ptq.pages import PageOptions, make_page, save_page
     from ptq.report.measure import Samples
-    from ptq.report.page.forms import FORMS
     from ptq.report.progress import progress
 
     out = options.output or options.model.with_suffix(".html")
@@ -67,7 +66,6 @@ def report(options: _Report) -> None:
         page = make_page(
             options.model, PageOptions(samples, options.float_path, options.front), show
         )
-    with staged(out.parent, force=options.force) as stage:
-        (stage / out.name).write_text(FORMS[out.suffix](page), encoding="utf-8")
+    save_page(page, out, force=options.force)
     if not options.quiet:
         click.echo(f"wrote {out}")

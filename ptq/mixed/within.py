@@ -22,13 +22,13 @@ from ptq.result import Result
 _LOG = logging.getLogger("ptq")
 
 
-def quantize_within(  # noqa: PLR0913 - `ptq.quantize` with budgets before it
-    budgets: Budgets,
-    folder: Path | None,
+def quantize_within(  # noqa: PLR0913 - `ptq.quantize` with budgets
     model: Any,
     calib: Any,
     recipe: Recipe,
+    budgets: Budgets,
     *,
+    folder: Path | None = None,
     preprocess: Preprocess | None = None,
     progress: Callable[[Progress], None] | None = None,
     how: RunOptions = DEFAULT_RUN,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -137,6 +138,40 @@ def test_junit_has_a_case_a_gate() -> None:
     failure = suite.find("testcase[@name='islands']/failure")
     assert failure is not None
     assert "<img src=x>" in str(failure.get("message"))
+
+
+def test_sarif_has_what_its_schema_requires() -> None:
+    """The required fields, enumerations and references of SARIF 2.1.0, as far as we use it."""
+    log = json.loads(sarif(VERDICTS))
+    assert log["version"] == "2.1.0"
+    assert set(log) <= {"$schema", "version", "runs"}
+    (found,) = log["runs"]
+    rules = [rule["id"] for rule in found["tool"]["driver"]["rules"]]
+    assert len(set(rules)) == len(rules)
+    assert isinstance(found["tool"]["driver"]["name"], str)
+    for result in found["results"]:
+        assert result["message"]["text"]
+        assert result["ruleId"] in rules
+        assert result["level"] in ("none", "note", "warning", "error")
+        for location in result["locations"]:
+            uri = location["physicalLocation"]["artifactLocation"]["uri"]
+            assert re.fullmatch(r"[\w./%~-]+", uri)  # a URI reference has no blanks
+            assert all(logical["kind"] for logical in location["logicalLocations"])
+
+
+def test_junit_counts_are_those_of_its_cases() -> None:
+    """Names, attributes and counts that the schema of Jenkins' JUnit reports requires."""
+    root = ElementTree.fromstring(junit(VERDICTS))
+    assert root.tag == "testsuites"
+    for suite in root:
+        cases = suite.findall("testcase")
+        counts = {"tests": len(cases), "failures": len(suite.findall("*/failure")),
+                  "skipped": len(suite.findall("*/skipped")), "errors": 0}  # fmt: skip
+        assert {name: int(suite.get(name, -1)) for name in counts} == counts
+        assert suite.get("name")
+        for case in cases:
+            assert set(case.attrib) <= {"name", "classname", "time"}
+            assert {child.tag for child in case} <= {"failure", "skipped", "system-out"}
 
 
 def test_sarif_has_a_result_an_item() -> None:
