@@ -95,7 +95,7 @@ class _Quantize(BudgetChoices, Choices):
         "--grid", type=click.Choice(GRIDS), help="Levels of the weights.  [default: uniform]"
     ),
     click.option(
-        "--effort", type=click.Choice(EFFORTS), help="Time for accuracy.  [default: fast]"
+        "--effort", type=click.Choice(EFFORTS), help="Time for accuracy.  [default: default]"
     ),
     click.option("--target", type=Target(), help="What to write.  [default: onnx]"),
     click.option("--io", type=click.Choice(("float", "integer")), help="Type of in- and outputs."),
@@ -127,7 +127,6 @@ def quantize(options: _Quantize) -> None:
     recipe = options.recipe(
         **_for_the_data(options),
         grid=options.grid,
-        effort=options.effort,
         target=None if is_compiled(options.target) else options.target,
         io=options.io,
         cpu=options.cpu,
@@ -154,7 +153,11 @@ def _for_the_data(options: _Quantize) -> dict[str, Any]:
     """Choices that depend on whether there are samples; a recipe file has made them already."""
     from ptq.recipe import DATA_FREE
 
-    given = {"calib_method": options.calib_method, "samples": options.samples}
+    given = {
+        "calib_method": options.calib_method,
+        "samples": options.samples,
+        "effort": options.effort,
+    }
     defaults = DATA_FREE if options.calib is None and options.recipe_path is None else {}
     return {**defaults, **{name: value for name, value in given.items() if value is not None}}
 

@@ -21,7 +21,7 @@ from ptq.passes.choose_activation_grids import ChooseActivationGrids
 from ptq.passes.collect_ranges import collect
 from ptq.passes.context import Batch, Context, Progress
 from ptq.passes.correct_bias import CorrectBias
-from ptq.passes.learn_rounding import LearnRounding
+from ptq.passes.learn_rounding import Kind, LearnRounding
 from ptq.passes.quantize_weights import QuantizeWeights
 from ptq.passes.search_exponent import SearchExponent
 from ptq.plan import Plan
@@ -148,11 +148,13 @@ FITTED: tuple[Step, ...] = (
     Step("bias correction", correct_biases),
 )
 
+LEARNS: tuple[Kind, ...] = ("codes", "bias", "steps", "scales")
+
 LEARNED: dict[Effort, tuple[Step, ...]] = {
     "fast": (),
-    "default": (Step("learned blocks", LearnRounding(iterations=150)),),
+    "default": (Step("learned blocks", LearnRounding(LEARNS, iterations=150)),),
     "best": (
-        Step("learned blocks", LearnRounding(iterations=600)),
+        Step("learned blocks", LearnRounding(LEARNS, iterations=600, drop=0.25)),
         Step("learned biases", LearnRounding(("bias",), 100, bias_lr=1e-3, whole=True)),
     ),
 }

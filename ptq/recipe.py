@@ -21,9 +21,11 @@ GridFamily = Literal["uniform", "power", "powerquant", "auto"]
 ResidualBits = Literal[8, 16]
 Bits = Annotated[int, msgspec.Meta(ge=2, le=8)]
 PRESETS = ("w8a8", "w4a8", "w4a4", "w3a8", "w2a8")
-DATA_FREE: Mapping[str, Any] = {"rounding": "squant", "calib_method": "minmax", "samples": 64}
-"""What replaces the defaults without samples: invented ones say little about second moments, and
-their ranges are smaller than real ones."""
+DATA_FREE: Mapping[str, Any] = {
+    "rounding": "squant", "calib_method": "minmax", "effort": "fast", "samples": 64,
+}  # fmt: skip
+"""What replaces the defaults without samples: invented ones say little about second moments and
+about what a layer should learn, and their ranges are smaller than real ones."""
 _PRECISION = re.compile(r"w([2-8])a([2-8])")
 
 
@@ -45,8 +47,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         'squant' cancels the errors of each kernel and each channel without samples, 'nearest' takes
         the nearest level.
     bias_correction: measure each layer's mean output error on the samples and subtract it.
-    effort: 'fast' is closed forms only; 'default' also learns codes and biases by gradients, block
-        by block; 'best' takes more steps, and learns biases in the whole network after that.
+    effort: 'fast' is closed forms only; 'default' also learns codes, biases, weight scales and
+        steps of narrow activations by gradients, block by block; 'best' takes more steps with
+        activations unrounded at random, and learns biases in the whole network after that.
     include, exclude: globs, or regular expressions as 're:...', over node names and op types.
     strict: refuse anything that would stay float.
     balance: rescale the channels of layer norms against the weights behind them (SmoothQuant,
@@ -70,7 +73,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     calib_method: Method = "mse"
     rounding: Rounding = "gptq"
     bias_correction: bool = True
-    effort: Effort = "fast"
+    effort: Effort = "default"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     strict: bool = False

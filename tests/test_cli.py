@@ -21,7 +21,7 @@ from ptq.cli import main
 from ptq.report import options
 from tests.small_cnn import write_cnn
 
-FAST = ("--no-measure", "--quiet")
+FAST = ("--no-measure", "--quiet", "--effort", "fast")
 
 
 def run(*arguments: object) -> Result:

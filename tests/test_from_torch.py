@@ -189,7 +189,7 @@ def run(*arguments: object) -> Any:
 
 def test_an_archive_is_quantised_and_verified(archive: Path) -> None:
     samples = ("--calib", archive.with_name("samples.npz"), "--quiet")
-    bits = ("--precision", "w4a8", "--edge-bits", 4)
+    bits = ("--precision", "w4a8", "--edge-bits", 4, "--effort", "fast")
     done = run("quantize", archive, "--trust", "--no-measure", *bits, *samples)
     assert done.exit_code == 0, done.output
     assert archive.with_name("net.onnx").is_file()

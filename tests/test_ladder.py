@@ -20,7 +20,7 @@ from ptq.plan import Plan
 from ptq.recipe import Recipe
 from tests.conv_net import conv_net, conv_samples
 
-RECIPE = Recipe(weight_bits=4, samples=64)
+RECIPE = Recipe(weight_bits=4, samples=64, effort="fast")
 
 
 def context_of(recipe: Recipe = RECIPE) -> Context:

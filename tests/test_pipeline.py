@@ -33,7 +33,7 @@ def to_bytes(model: ir.Model) -> bytes:
 
 @pytest.mark.parametrize(("precision", "least_sqnr_db"), [("w8a8", 30), ("w4a8", 22), ("w3a8", 15)])
 def test_digits_keep_their_accuracy_on_integers(precision: str, least_sqnr_db: float) -> None:
-    result = ptq.quantize(MODEL, SAMPLES, ptq.Recipe.preset(precision))
+    result = ptq.quantize(MODEL, SAMPLES, ptq.Recipe.preset(precision).replace(effort="fast"))
     quantised = to_bytes(result.model)
     wanted, float_accuracy = evaluate(MODEL.read_bytes())
     logits, accuracy = evaluate(quantised)
@@ -56,7 +56,9 @@ def test_second_order_rounding_beats_nearest() -> None:
     wanted, _ = evaluate(MODEL.read_bytes())
     errors = []
     for rounding in ("nearest", "gptq"):
-        recipe = ptq.Recipe.preset("w3a8").replace(rounding=rounding, bias_correction=False)
+        recipe = ptq.Recipe.preset("w3a8").replace(
+            rounding=rounding, bias_correction=False, effort="fast"
+        )
         logits, _ = evaluate(to_bytes(ptq.quantize(MODEL, SAMPLES, recipe).model))
         errors.append(float(np.square(wanted - logits).sum()))
     assert errors[1] < 0.5 * errors[0]
@@ -67,7 +69,7 @@ def test_bias_correction_lowers_the_error_of_nearest_rounding() -> None:
     errors = []
     for bias_correction in (False, True):
         recipe = ptq.Recipe.preset("w3a8").replace(
-            rounding="nearest", bias_correction=bias_correction
+            rounding="nearest", bias_correction=bias_correction, effort="fast"
         )
         logits, _ = evaluate(to_bytes(ptq.quantize(MODEL, SAMPLES, recipe).model))
         errors.append(float(np.square(wanted - logits).sum()))
@@ -75,13 +77,15 @@ def test_bias_correction_lowers_the_error_of_nearest_rounding() -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
-    recipe = ptq.Recipe.from_bits(4).replace(samples=32, seed=3)
+    recipe = ptq.Recipe.from_bits(4).replace(samples=32, seed=3, effort="fast")
     first, second = (to_bytes(ptq.quantize(MODEL, SAMPLES, recipe).model) for _ in range(2))
     assert first == second
 
 
 def test_save_writes_a_model_that_runs_and_refuses_to_overwrite(tmp_path: Path) -> None:
-    result = ptq.quantize(MODEL, SAMPLES, ptq.Recipe.from_bits(4).replace(samples=16))
+    result = ptq.quantize(
+        MODEL, SAMPLES, ptq.Recipe.from_bits(4).replace(samples=16, effort="fast")
+    )
     out = tmp_path / "digits.onnx"
     result.save(out)
     assert {p.name for p in tmp_path.iterdir()} == {

@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A quantised model whose labels are what it answers itself, but for one in ten."""
     folder = tmp_path_factory.mktemp("regress")
     source, out = write_cnn(folder), folder / "q.onnx"
-    quick = ("--calib", folder / "samples.npz", "--no-measure", "--quiet")
+    quick = ("--calib", folder / "samples.npz", "--no-measure", "--quiet", "--effort", "fast")
     # 4 bits everywhere: exact on every CPU
     made = run("quantize", source, "-o", out, "--precision", "w4a8", "--edge-bits", 4, *quick)
     assert made.exit_code == 0, made.output

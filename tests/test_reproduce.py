@@ -22,7 +22,8 @@ def run(*arguments: object) -> Result:
 def made(tmp_path: Path) -> Path:
     source = write_cnn(tmp_path)
     result = run("quantize", source, "-o", tmp_path / "q.onnx", "--bits", 3, "--seed", 5,
-                 "--samples", 30, "--calib", tmp_path / "samples.npz", "--quiet")  # fmt: skip
+                 "--effort", "fast", "--samples", 30, "--calib", tmp_path / "samples.npz",
+                 "--quiet")  # fmt: skip
     assert result.exit_code == 0, result.output
     return tmp_path
 

@@ -15,8 +15,6 @@ from ptq.passes.learning.steps import BlockSteps
 
 Array = npt.NDArray[Any]
 
-LARGEST_BATCH = 32
-
 
 def block_error(
     program: Program,
@@ -32,7 +30,7 @@ def block_error(
     outputs = [ref.name for ref in block.outputs if exact[ref.name].dtype.kind == "f"]
     error = dict.fromkeys(outputs, 0.0)
     energy = dict.fromkeys(outputs, 1e-12)
-    for part in chunks(index, LARGEST_BATCH):
+    for part in chunks(index):
         found = run(given.take(inputs, part))
         for name, wanted in exact.take(outputs, part).items():
             x = as_floats(program, name, found[name])

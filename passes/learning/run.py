@@ -25,7 +25,7 @@ from ptq.passes.learning.learn_block import (
     with_learned,
 )
 from ptq.passes.learning.learned import Learned
-from ptq.passes.learning.samples import SampleStore, chunks
+from ptq.passes.learning.samples import PART, SampleStore, chunks
 from ptq.passes.learning.scales import Scales, learnable_sites
 from ptq.passes.learning.steps import BlockSteps, block_steps
 from ptq.passes.learning.targets import Targets
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("ptq")
 
-LARGEST_BATCH = 32
 SMALLEST_BATCH = 4
 BATCH_SHARE = 4
 """A step keeps a block's activations within so small a share of what a pass over the samples may
@@ -177,7 +176,7 @@ class Run:
 
     def _read_samples(self) -> None:
         start = 0
-        for batch in self.context.batches(LARGEST_BATCH):
+        for batch in self.context.batches(PART):
             self.given.write(start, batch)
             self.targets.exact.write(start, batch)
             start += len(next(iter(batch.values())))
@@ -185,7 +184,7 @@ class Run:
     def _run_integers(self, part: BlockSteps) -> None:
         run = hard_run(self.program, part, part.steps)
         inputs = [ref.name for ref in part.inputs]
-        for index in chunks(np.arange(self.given.samples), LARGEST_BATCH):
+        for index in chunks(np.arange(self.given.samples)):
             self.given.write(int(index[0]), run(self.given.take(inputs, index)))
 
     def _forget(self, index: int) -> None:

@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+PART = 32
+"""Samples that are run at a time."""
+
 
 class SampleStore:
     """Named arrays [samples, ...], filled batch after batch and read by index.
@@ -83,7 +86,7 @@ class SampleStore:
         return np.memmap(self._files[name], rows.dtype, "w+", shape=shape)
 
 
-def chunks(index: npt.NDArray[np.intp], size: int) -> Iterator[npt.NDArray[np.intp]]:
+def chunks(index: npt.NDArray[np.intp], size: int = PART) -> Iterator[npt.NDArray[np.intp]]:
     """Consecutive parts of at most `size` rows."""
     for start in range(0, len(index), size):
         yield index[start : start + size]

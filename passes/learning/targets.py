@@ -18,8 +18,6 @@ from ptq.passes.learning.losses import Array, Loss, divergence, fisher_error, sq
 from ptq.passes.learning.samples import SampleStore, chunks
 from ptq.passes.learning.steps import BlockSteps
 
-LARGEST_BATCH = 32
-
 
 class Targets:
     """The float model's tensors between blocks.
@@ -85,7 +83,7 @@ class Targets:
         graph = FloatGraph(nodes, self.opset, outputs=outputs, device=self.device)
         inputs = [name for name in graph.inputs if name in self.exact]
         with torch.inference_mode():
-            for index in chunks(np.arange(self.exact.samples), LARGEST_BATCH):
+            for index in chunks(np.arange(self.exact.samples)):
                 values = self.exact.take(inputs, index)
                 found = graph.run({n: to_tensor(x, self.device) for n, x in values.items()})
                 self.exact.write(int(index[0]), {n: to_array(x) for n, x in found.items()})

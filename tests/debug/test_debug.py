@@ -72,7 +72,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "samples.npz", x=x)
     np.savez(folder / "eval.npz", x=x[:20], labels=np.arange(20) % 5)
     made = run("quantize", folder / "m.onnx", "-o", folder / "q.onnx", "--precision", "w3a8",
-               "--calib", folder / "samples.npz", "--no-measure", "--quiet")  # fmt: skip
+               "--calib", folder / "samples.npz", "--no-measure", "--quiet",
+               "--effort", "fast")  # fmt: skip
     assert made.exit_code == 0, made.output
     return folder / "q.onnx"
 
@@ -150,7 +151,7 @@ def test_the_bad_layer_comes_first_with_its_cause_and_is_repaired(model: Path) -
     assert repair["samples"] == 20
     assert repair["float_top1"] is not None
     again = run("quantize", folder / "m.onnx", "-o", folder / "r.onnx", "--precision", "w3a8",
-                "--calib", folder / "samples.npz", "--no-measure", "--quiet",
+                "--calib", folder / "samples.npz", "--no-measure", "--quiet", "--effort", "fast",
                 "--precision-map", out)  # fmt: skip
     assert again.exit_code == 0, again.output
 

@@ -25,7 +25,7 @@ def check(seed: int, strict_target: bool) -> None:
     rng = np.random.default_rng(seed)
     (name, shape), *_ = shapes.items()
     samples = [{name: rng.normal(size=(4, *shape)).astype(np.float32)} for _ in range(2)]
-    recipe = Recipe.preset(PRECISIONS[seed % len(PRECISIONS)]).replace(seed=seed)
+    recipe = Recipe.preset(PRECISIONS[seed % len(PRECISIONS)]).replace(seed=seed, effort="fast")
     result = quantize(proto, samples, recipe)
     feeds = {name: (2 * rng.normal(size=(3, *shape))).astype(np.float32)}
     expected = Reference(result.program).run_codes(feeds)

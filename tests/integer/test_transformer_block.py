@@ -56,7 +56,7 @@ def quantized(norm_first: bool, precision: str, **changes: Any) -> tuple[Block, 
     torch.manual_seed(0)
     module = Block(norm_first).eval()
     ids = torch.randint(0, 11, (16, 6))
-    recipe = ptq.Recipe.preset(precision).replace(**changes)
+    recipe = ptq.Recipe.preset(precision).replace(effort="fast", **changes)
     calib = [{"ids": ids.numpy()}]
     dynamic = ({0: AUTO, 1: AUTO},)
     return module, ptq.quantize(

@@ -27,7 +27,7 @@ from tests.graphs import GraphBuilder, random_graph
 
 DIGITS = Path(__file__).parents[2] / "calib_data"
 SHORT = LearnRounding(iterations=40, batch=16, lr=2e-2)
-RECIPE = Recipe(weight_bits=3, activation_bits=4, samples=64)
+RECIPE = Recipe(weight_bits=3, activation_bits=4, samples=64, effort="fast")
 
 
 def context_of(model: Any, samples: Any, recipe: Recipe = RECIPE) -> Context:

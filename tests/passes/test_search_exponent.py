@@ -17,7 +17,7 @@ DIGITS = Path(__file__).parents[2] / "calib_data"
 MODEL, SAMPLES = DIGITS / "digits_cnn.onnx", DIGITS / "digits_calib.npz"
 
 
-BASE = ptq.Recipe.preset("w3a8").replace(samples=16)
+BASE = ptq.Recipe.preset("w3a8").replace(samples=16, effort="fast")
 
 
 class Results(dict[str, Result]):

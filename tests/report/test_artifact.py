@@ -30,7 +30,9 @@ from tests.small_cnn import SHAPE, small_cnn, write_cnn
 def result() -> Result:
     rng = np.random.default_rng(5)
     samples = [{"x": rng.normal(size=(8, *SHAPE)).astype(np.float32)}]
-    return quantize(small_cnn(), samples, Recipe.from_bits(4).replace(rounding="nearest"))
+    return quantize(
+        small_cnn(), samples, Recipe.from_bits(4).replace(rounding="nearest", effort="fast")
+    )
 
 
 def test_names_beside_the_model() -> None:

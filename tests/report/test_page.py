@@ -42,7 +42,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx.save(proto, source)
     out = folder / "q.onnx"
     made = run("quantize", source, "-o", out, "--precision", "w4a8", "--edge-bits", 4, "--quiet",
-               "--exclude", "gemm", "--calib", folder / "samples.npz")  # fmt: skip
+               "--effort", "fast", "--exclude", "gemm",
+               "--calib", folder / "samples.npz")  # fmt: skip
     assert made.exit_code == 0, made.output
     front = {"quality": "SQNR, dB", "points": [
         {"label": "q.onnx", "size_bytes": 1000, "quality": 20.0},

@@ -41,6 +41,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_cli(
         "quantize", DATA / "digits_cnn.onnx", "-o", out, "--bits", 4, "--samples", 64,
         "--calib", DATA / "digits_calib.npz", "--target", "tvm:llvm:native", "--no-measure",
+        "--effort", "fast",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     return out
