@@ -84,7 +84,7 @@ def test_markdown_and_html_say_what_json_says(model: Path) -> None:
     found = json.loads(page(model, ".json").read_text())
     pages = [html.unescape(page(model, suffix).read_text()) for suffix in (".md", ".html")]
     for text in pages:
-        plain = text.replace("\\", "")
+        plain = text.replace("\\", "").replace("\N{NO-BREAK SPACE}", " ")
         for fact in found["facts"]:
             assert fact["integer"] in plain
         assert all(layer["name"] in plain for layer in found["layers"])
@@ -189,7 +189,7 @@ def rendered(file: Path) -> str:
 def test_the_browser_runs_our_script_and_no_other(model: Path) -> None:
     dom = rendered(page(model, ".html"))
     assert "<title>q.onnx · ptq report</title>" in dom
-    assert dom.count('<button type="button">') == 12  # the script made the heads sort
+    assert dom.count('<button type="button">') == 11  # the script made the heads sort
     # changed by one character, it is not the script that the page's policy knows
     other = model.with_name("other.html")
     other.write_text(page(model, ".html").read_text().replace("// Only", "// only"))

@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ptq.report.benchmark import Benchmark
+from ptq.report.console import megabytes
 from ptq.report.page.content import Bars, Front
 
 WIDTH, HEIGHT = 360, 110
@@ -91,7 +92,7 @@ def front(found: Front) -> Markup:
     best, joined = -np.inf, []
     body = []
     for point in sorted(found.points, key=lambda p: (p.size_bytes, -p.quality)):
-        x = _scale(min(sizes), max(sizes), point.size_bytes, 8, WIDTH - 8)
+        x = _scale(min(sizes), max(sizes), point.size_bytes, 40, WIDTH - 8)
         y = _scale(min(values), max(values), point.quality, _FLOOR - 6, 14)
         if point.quality > best:
             best = point.quality
@@ -100,11 +101,12 @@ def front(found: Front) -> Markup:
         what = f"{point.label}: {point.size_bytes:.0f} bytes, {point.quality:.4g}"
         body.append(Markup(mark).format("this" if point.this else "point", x, y, 4, what))
     line = Markup('<polyline class="line integer" points="{}"/>').format(" ".join(joined))
-    reach = f"{found.quality}: {min(values):.3g} to {max(values):.3g}"
     labels = [
-        _text(0, HEIGHT - 6, f"{min(sizes) / 1e6:.2f} MB"),
-        _text(WIDTH, HEIGHT - 6, f"{max(sizes) / 1e6:.2f} MB", "end"),
-        _text(WIDTH / 2, HEIGHT - 6, reach, "middle"),
+        _text(0, 18, f"{max(values):.3g}"),
+        _text(0, _FLOOR - 2, f"{min(values):.3g}"),
+        _text(40, HEIGHT - 6, megabytes(int(min(sizes)))),
+        _text(WIDTH, HEIGHT - 6, megabytes(int(max(sizes))), "end"),
+        _text(WIDTH / 2 + 20, HEIGHT - 6, "size", "middle"),
     ]
     return _svg(f"{found.quality} against size", [line, *body, *labels])
 

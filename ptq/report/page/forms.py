@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,14 @@ from ptq.report.page.content import Page
 from ptq.report.page.graph_chart import graph
 from ptq.report.plain_markdown import literal
 from ptq.report.print_benchmark import surroundings_line
-from ptq.report.rungs import COLUMNS, rung_rows
+from ptq.report.rungs import COLUMNS, Rung, rung_rows
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_STAGES = (*COLUMNS[:-1], "note")  # a head without text is no head to a screen reader
+_CLOCK = COLUMNS.index("seconds")  # no manifest holds it
+_STAGES = (*COLUMNS[:_CLOCK], "note")  # a head without text is no head to a screen reader
+_UNIT = re.compile(r"(?<=\d) (?=(?:%|[kMG]?B|dB|ms|x)(?:\W|$))")
 _WIDTHS = (*range(2, 9), "float")
 
 
@@ -79,6 +82,15 @@ def _verdict(value: bool | None) -> str:
     return "" if value is None else "yes" if value else "no"
 
 
+def _units(text: str) -> str:
+    """A number and its unit on one line."""
+    return _UNIT.sub("\N{NO-BREAK SPACE}", text)
+
+
+def _stages(ladder: Sequence[Rung]) -> list[tuple[str, ...]]:
+    return [(*row[:_CLOCK], *row[_CLOCK + 1 :]) for row in rung_rows(ladder)]
+
+
 def _surroundings(latency: Any) -> str:
     return surroundings_line(latency.surroundings)
 
@@ -90,10 +102,12 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "graph": graph,
     "histogram": charts.histogram,
     "latency": charts.latency,
-    "rungs": rung_rows,
+    "rungs": _stages,
     "precision_class": charts.precision_class,
     "size": megabytes,
     "sparkline": charts.sparkline,
     "surroundings": _surroundings,
+    "thousands": "{:,}".format,
+    "units": _units,
     "verdict": _verdict,
 }
