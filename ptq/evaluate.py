@@ -16,7 +16,7 @@ from ptq.report.comparison import Comparison, compare
 from ptq.report.compiled import is_compiled, open_compiled
 from ptq.report.cpu import pinned
 from ptq.report.measure import Samples, evaluation_batches, first_rows
-from ptq.report.profile import profile
+from ptq.report.profile import NodeTime, profile, profile_compiled
 from ptq.report.session import Session, open_session
 from ptq.verify import boundary_specs
 
@@ -84,7 +84,7 @@ def bench_files(
 
     models: ONNX files, and modules that `ptq compile` wrote (.so); the first one is an ONNX file.
     baseline: a float model to put first. One quantised model alone is timed against the float
-    model that its manifest remembers. profiled: profile the ONNX files afterwards, node by node.
+    model that its manifest remembers. profiled: profile them afterwards, node by node.
 
     Raises:
         UsageError: one model, and nothing to compare it with.
@@ -108,11 +108,7 @@ def bench_files(
         sessions = {n: _open(p, n, options.threads) for n, p in named}
         found = bench(sessions, batch, options, progress)
         if profiled:
-            profiles = {
-                name: profile(path, batch, name=name, threads=options.threads)
-                for name, path in named
-                if not is_compiled(path)
-            }
+            profiles = {n: _profile(p, n, batch, options.threads) for n, p in named}
             found = replace(found, profiles=profiles)
     return found
 
@@ -120,6 +116,12 @@ def bench_files(
 def _open(path: Path, name: str, threads: int | None) -> Session:
     opened = open_compiled if is_compiled(path) else open_session
     return opened(path, name=name, threads=threads)
+
+
+def _profile(path: Path, name: str, batch: Batch, threads: int | None) -> tuple[NodeTime, ...]:
+    if is_compiled(path):
+        return profile_compiled(path, batch, threads=threads)
+    return profile(path, batch, name=name, threads=threads)
 
 
 def one_batch(samples: Samples, specs: tuple[InputSpec, ...], size: int) -> Batch:

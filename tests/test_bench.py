@@ -85,10 +85,15 @@ def test_a_compiled_module_runs_beside_onnxruntime(tmp_path: Path) -> None:
     ):
         made = CliRunner().invoke(main, [str(word) for word in words])
         assert made.exit_code == 0, made.output
-    words = ("bench", source, tmp_path / "q.onnx", tmp_path / "q.so", "--iterations", 6, "--json")
+    words = ("bench", source, tmp_path / "q.onnx", tmp_path / "q.so", "--iterations", 6, "--json",
+             "--profile")  # fmt: skip
     result = CliRunner().invoke(main, [str(word) for word in words])
     assert result.exit_code == 0, result.output
-    assert [t["name"] for t in json.loads(result.stdout)["timings"]][-1] == "q.so"
+    found = json.loads(result.stdout)
+    assert [t["name"] for t in found["timings"]][-1] == "q.so"
+    steps = found["profiles"]["q.so"]
+    assert {"conv", "gemm"} <= {step["name"] for step in steps}
+    assert sum(step["share"] for step in steps) == pytest.approx(1)
     first = CliRunner().invoke(main, ["bench", str(tmp_path / "q.so"), str(source)])
     assert first.exit_code == 2
     assert "put it first" in first.stderr
