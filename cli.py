@@ -195,18 +195,19 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
 
     preprocess = preprocess_of(options.preprocess)
     memory = options.memory or RunOptions.memory_bytes
-    if is_compiled(options.target):
+    compiled = options.target if is_compiled(options.target) else None
+    if compiled is not None:
         if options.residual_bits == max(RESIDUAL_BITS):
             raise click.UsageError(
                 f"--residual-bits {options.residual_bits}: no TVM kernel takes 16-bit codes; leave "
                 "it out, or choose --target onnx"
             )
-        recipe = check_target(str(options.target), recipe)
+        recipe = check_target(compiled, recipe)
     with progress(quiet=options.quiet) as show, kept_if_interrupted(out) as work:
         if options.evaluation is not None:
             check_evaluation(options.model, options.evaluation, preprocess)
         run = (
-            partial(quantize_within, budgets=options.budgets(), folder=options.work)
+            partial(quantize_within, budgets=options.budgets(compiled), folder=options.work)
             if options.any()
             else quantize
         )
@@ -223,9 +224,9 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
             data = Samples(options.calib, options.evaluation, result.preprocess, seed=recipe.seed)
             report = measure(report, result, data, options.model, show)
         show("write", 0, None)
-        if is_compiled(options.target):
+        if compiled is not None:
             save_compiled(
-                result, out, CompileOptions(str(options.target)),
+                result, out, CompileOptions(compiled),
                 force=options.force, report=report, source=options.model,
             )  # fmt: skip
         else:

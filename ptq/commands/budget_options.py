@@ -63,8 +63,8 @@ class BudgetChoices:
     metric: str | None
     work: Path | None
 
-    def budgets(self) -> Budgets:
-        """The budgets, as numbers."""
+    def budgets(self, compiled: str | None) -> Budgets:
+        """The budgets, as numbers. compiled: the target that latency is of, if not onnxruntime."""
         from ptq.mixed.budgets import Budgets
 
         return Budgets(
@@ -72,6 +72,7 @@ class BudgetChoices:
             self.target_size,
             self.target_bops,
             self.target_latency,
+            compiled,
             self.max_drop,
             self.metric,
         )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ptq.errors import BudgetError, UsageError
-from ptq.mixed.latency import with_latencies
+from ptq.mixed.latency import confirm, runtime_of, with_latencies
 from ptq.mixed.points import Point, Precisions, Workshop
 from ptq.mixed.promote import promote
 from ptq.passes.allocate_bits import LOSS, Allocation, Problem, allocate_bits
+
+_LOG = logging.getLogger("ptq")
 
 BISECTIONS = 6
 RETRIES = 4
@@ -21,13 +24,15 @@ RETRIES = 4
 class Budgets:
     """Upper bounds; None is unbounded.
 
-    drop: points of top-1 agreement with the float model, or of `metric`, file.py:function.
+    latency_on: the target of `ptq compile` that latency is of; None is onnxruntime. drop: points of
+    top-1 agreement with the float model, or of `metric`, file.py:function.
     """
 
     average_bits: float | None = None
     size_bytes: float | None = None
     bops: float | None = None
     latency_ms: float | None = None
+    latency_on: str | None = None
     drop: float | None = None
     metric: str | None = None
 
@@ -55,11 +60,20 @@ def within(workshop: Workshop, budgets: Budgets) -> tuple[Precisions, Point]:
         BudgetError: nothing fits; says which budget binds and the nearest value that fits.
     """
     problem = with_overhead(workshop)
+    runtime = runtime_of(budgets.latency_on)
     if budgets.latency_ms is not None:
-        problem = with_latencies(workshop, problem)
+        problem = with_latencies(workshop, problem, runtime)
     if budgets.drop is None:
-        return fitting(workshop, problem, budgets.limits)
-    return _smallest(workshop, problem, budgets.limits, budgets.drop)
+        found = fitting(workshop, problem, budgets.limits)
+    else:
+        found = _smallest(workshop, problem, budgets.limits, budgets.drop)
+    if budgets.latency_ms is not None:
+        took = confirm(workshop, found[0], runtime)
+        _LOG.warning(
+            "latency on %s: predicted %.3f ms, measured %.3f ms (%+.1f %%) in one run",
+            runtime.name, took.predicted_ms, took.measured_ms, 100 * took.error,
+        )  # fmt: skip
+    return found
 
 
 def with_overhead(workshop: Workshop) -> Problem:

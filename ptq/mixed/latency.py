@@ -1,9 +1,4 @@
-"""Latency of every layer as it runs on this machine, measured in the network itself.
-
-onnxruntime turns stored 2- to 8-bit weights into the same int8 weights when it loads a file, so all
-widths of a layer run the same kernel. The table therefore has one time a layer, and a bound on
-latency can only say yes or no to the network; whether the widths really time alike is measured too.
-"""
+"""Bounds on latency: what the layers' times predict, and what the network then really takes."""
 
 from __future__ import annotations
 
@@ -13,98 +8,81 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from ptq.mixed.points import Workshop
-from ptq.passes.allocate_bits import Problem
+from ptq.mixed.points import Precisions, Workshop
+from ptq.mixed.runtimes import SECONDS, Latencies, OnnxRuntime, Runtime, TvmModules
+from ptq.passes.allocate_bits import Choice, Option, Problem
 from ptq.precision import Precision
 from ptq.report.benchmark import BenchOptions, bench
-from ptq.report.cpu import this_cpu
-from ptq.report.profile import NodeTime, profile
-from ptq.report.session import cpu_threads, open_session
-
-COMPARED = (8, 4, 2)
-"""One width of each way to store weights; the first is profiled."""
-SECONDS = 4.0
 
 _LOG = logging.getLogger("ptq")
 
 
 @dataclass(frozen=True)
-class Latencies:
-    """Of one sample, all CPUs.
+class Confirmation:
+    """A network's latency, in milliseconds, predicted and measured in one run.
 
-    layers: milliseconds by layer; rest_ms: of everything else. ratios: width -> its whole network's
-    time by that of the first width.
+    predicted: by the table, at the speed that the machine had in this run.
     """
 
-    runtime: str
-    layers: dict[str, float]
-    rest_ms: float
-    ratios: dict[int, float]
+    predicted_ms: float
+    measured_ms: float
 
     @property
-    def total_ms(self) -> float:
-        """Of the whole network."""
-        return sum(self.layers.values()) + self.rest_ms
+    def error(self) -> float:
+        """Of the prediction, relative."""
+        return self.predicted_ms / self.measured_ms - 1
 
 
-def with_latencies(workshop: Workshop, problem: Problem) -> Problem:
+def runtime_of(target: str | None) -> Runtime:
+    """What runs a network: onnxruntime, or a module compiled for `target`."""
+    return OnnxRuntime() if target is None else TvmModules(target)
+
+
+def with_latencies(workshop: Workshop, problem: Problem, runtime: Runtime) -> Problem:
     """The problem with the latency of every option."""
-    found = layer_latencies(workshop)
+    found = layer_latencies(workshop, runtime)
     listed = ", ".join(f"{bits} bits {ratio:.3f}" for bits, ratio in found.ratios.items())
-    _LOG.warning(
-        "all weight widths run the same int8 kernels: %.3f ms predicted for any of them; measured "
-        "relative to 8 bits: %s", found.total_ms, listed,
-    )  # fmt: skip
+    _LOG.warning("latency by weight width, relative to the widest: %s", listed)
     choices = [
-        replace(
-            choice,
-            options=tuple(
-                replace(o, costs={**o.costs, "latency_ms": found.layers.get(choice.layer, 0.0)})
-                for o in choice.options
-            ),
-        )
+        replace(choice, options=tuple(_timed(found, choice, o) for o in choice.options))
         for choice in problem.choices
     ]
     fixed = {**problem.fixed, "latency_ms": found.rest_ms}
     return replace(problem, choices=tuple(choices), fixed=fixed)
 
 
-def layer_latencies(workshop: Workshop) -> Latencies:
-    """Measured once on each machine; kept in the work folder."""
-    import onnxruntime
+def _timed(found: Latencies, choice: Choice, option: Option) -> Option:
+    latency_ms = found.layers[choice.layer][option.precision.weight_bits or 8]
+    return replace(option, costs={**option.costs, "latency_ms": latency_ms})
 
-    runtime = f"onnxruntime {onnxruntime.__version__}, {this_cpu()}, {cpu_threads()} threads"
-    machine = hashlib.blake2b(runtime.encode(), digest_size=8).hexdigest()
-    path = workshop.study.cache / f"latency-{workshop.study.recipe.target}-{machine}.json"
+
+def layer_latencies(workshop: Workshop, runtime: Runtime) -> Latencies:
+    """Measured once on each machine; kept in the work folder."""
+    recipe = workshop.study.recipe
+    named = f"{runtime.name} {recipe.target} a{recipe.activation_bits}"
+    digest = hashlib.blake2b(named.encode(), digest_size=8).hexdigest()
+    path = workshop.study.cache / f"latency-{digest}.json"
     if path.exists():
         return msgspec.json.decode(path.read_bytes(), type=Latencies)
-    found = _measure(workshop, runtime)
+    found = runtime.times(workshop)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.encode(found))
     return found
 
 
-def _measure(workshop: Workshop, runtime: str) -> Latencies:
-    """Time the widths interleaved, and part the time of the first by onnxruntime's profile."""
-    layers = [unit.name for unit in workshop.study.context.outline.weighted]
-    models = {
-        bits: workshop.model({layer: Precision(bits) for layer in layers}) for bits in COMPARED
+def confirm(workshop: Workshop, precisions: Precisions, runtime: Runtime) -> Confirmation:
+    """Time a network beside the widest one; the table says what their ratio should be."""
+    found = layer_latencies(workshop, runtime)
+    widest = max(found.ratios)
+    wide = {layer: Precision(widest) for layer in precisions}
+    sessions = {
+        name: runtime.session(workshop.made(said), name)
+        for name, said in (("widest", wide), ("chosen", precisions))
     }
-    one = workshop.judge.one_sample()
-    sessions = {str(bits): open_session(model) for bits, model in models.items()}
-    timed = bench(sessions, one, BenchOptions(seconds=SECONDS))
-    ratios = {bits: 1 / s for bits, s in zip(COMPARED, timed.speedups, strict=True)}
-    shares = shares_of(profile(models[COMPARED[0]], one, name="integer"), layers)
-    total = timed.timings[0].p50_ms
-    times = {layer: share * total for layer, share in shares.items()}
-    return Latencies(runtime, times, total - sum(times.values()), ratios)
-
-
-def shares_of(nodes: tuple[NodeTime, ...], layers: list[str]) -> dict[str, float]:
-    """Each layer's share of the time: of the nodes `<layer>/...`, which the target named so."""
-    shares = dict.fromkeys(layers, 0.0)
-    for node in nodes:
-        owners = [layer for layer in layers if node.name.startswith(f"{layer}/")]
-        if owners:
-            shares[max(owners, key=len)] += node.share
-    return shares
+    timed = bench(sessions, workshop.judge.one_sample(), BenchOptions(seconds=SECONDS))
+    expected = [
+        found.predict_ms({layer: p.weight_bits or 8 for layer, p in said.items()})
+        for said in (wide, precisions)
+    ]
+    reference = timed.timings[0].p50_ms
+    return Confirmation(reference * expected[1] / expected[0], reference / timed.speedups[1])

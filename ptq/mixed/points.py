@@ -125,9 +125,9 @@ class Workshop:
         run = self.study.with_precisions(said)
         return finish(run, plan_of(self.study, run), self.study.source)
 
-    def model(self, precisions: Precisions) -> ir.Model:
-        """The emitted network of an allocation."""
-        return self.build(precision_map(precisions)).model
+    def made(self, precisions: Precisions) -> Result:
+        """The quantised network of an allocation."""
+        return self.build(precision_map(precisions))
 
     def measure(self, precisions: Precisions, name: str = "") -> Point:
         """Build it and measure it, unless that was done before."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ptq.calib_data import Preprocess
+from ptq.compilation import check_target
 from ptq.mixed.budgets import Budgets, within
 from ptq.mixed.choose import ACTIVATION_WIDTHS
 from ptq.mixed.open_workshop import Options, open_workshop
@@ -44,6 +45,8 @@ def quantize_within(  # noqa: PLR0913 - `ptq.quantize` with budgets
         BudgetError: nothing fits; says which budget binds and the nearest value that fits.
         ModelError, CalibrationError, RecipeError: as `ptq.quantize`.
     """
+    if budgets.latency_on is not None:
+        recipe = check_target(budgets.latency_on, recipe)
     widths = () if budgets.bops is None else ACTIVATION_WIDTHS
     with _folder(folder) as work:
         workshop = open_workshop(

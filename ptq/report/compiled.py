@@ -43,4 +43,9 @@ def open_compiled(path: Path, *, name: str, threads: int | None = None) -> Sessi
     Raises:
         InvalidModelError: not such a file. MissingDependencyError: TVM's runtime is not installed.
     """
-    return Session(name, _Handle(load(path, threads=threads)), {})
+    return session_of(load(path, threads=threads), name)
+
+
+def session_of(module: Module, name: str) -> Session:
+    """A module that is loaded already."""
+    return Session(name, _Handle(module), {})

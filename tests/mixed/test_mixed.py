@@ -15,13 +15,14 @@ from ptq.errors import BudgetError, UsageError
 from ptq.mixed import rounding
 from ptq.mixed.budgets import Budgets, with_overhead, within
 from ptq.mixed.explore import Exploration, explore, pick
-from ptq.mixed.latency import layer_latencies, shares_of
+from ptq.mixed.latency import confirm, layer_latencies
 from ptq.mixed.metric import load_metric
 from ptq.mixed.open_workshop import Options, open_workshop
 from ptq.mixed.points import Point, Quality, Workshop
 from ptq.mixed.promote import promote
+from ptq.mixed.runtimes import OnnxRuntime, TvmModules, shares_of
 from ptq.passes.context import Batch
-from ptq.precision import load_map
+from ptq.precision import Precision, load_map
 from ptq.recipe import Recipe
 from ptq.report.profile import NodeTime
 from tests.small_cnn import small_cnn, write_cnn
@@ -196,11 +197,27 @@ def test_time_belongs_to_the_layer_with_the_longest_name_before_it() -> None:
 
 
 def test_a_latency_that_no_width_reaches_says_what_the_network_takes(workshop: Workshop) -> None:
-    found = layer_latencies(workshop)
-    assert found.total_ms > 0
-    assert sum(found.layers.values()) > 0
-    assert layer_latencies(workshop) == found  # kept for this machine, not timed again
+    found = layer_latencies(workshop, OnnxRuntime())
+    total_ms = found.predict_ms(dict.fromkeys(found.layers, 8))
+    assert found.rest_ms < total_ms
+    assert layer_latencies(workshop, OnnxRuntime()) == found  # kept, not timed again
     with pytest.raises(BudgetError, match="latency_ms"):
-        within(workshop, Budgets(latency_ms=found.total_ms / 100))
-    _, point = within(workshop, Budgets(latency_ms=2 * found.total_ms, average_bits=4))
+        within(workshop, Budgets(latency_ms=total_ms / 100))
+    _, point = within(workshop, Budgets(latency_ms=2 * total_ms, average_bits=4))
     assert point.average_bits <= 4
+
+
+@pytest.mark.slow
+def test_latency_of_compiled_modules_is_by_layer_and_width(folder: Path) -> None:
+    pytest.importorskip("tvm")
+    recipe, options = Recipe(residual_bits=8), Options(folder / "compiled")
+    workshop = open_workshop(folder / "model.onnx", folder / "samples.npz", recipe, options)
+    runtime = TvmModules("llvm:native")
+    found = layer_latencies(workshop, runtime)
+    assert set(found.layers) == {choice.layer for choice in workshop.chooser.problem.choices}
+    assert all(set(times) == {2, 3, 4, 5, 6, 8} for times in found.layers.values())
+    assert all(ms > 0 for times in found.layers.values() for ms in times.values())
+    narrow = {layer: Precision(4) for layer in found.layers}
+    took = confirm(workshop, narrow, runtime)
+    assert took.measured_ms > 0
+    assert abs(took.error) < 0.5  # of some microseconds; benchmarks/ has the real figure
