@@ -3,10 +3,10 @@
     python benchmarks/bench_width_latency.py [--target llvm:native] [--samples 64] [--work DIR]
 
 Needs the shared data (PTQ_SHARED, default ../shared). Prints the time of ResNet-20 at every weight
-width relative to 8 bits (interleaved, in one run); for budgets of a quarter, half and three quarters
-of the way from its fastest to its slowest allocation, the widths chosen; and what the table of layers
-predicts for them beside what is measured. Without --target: onnxruntime, where all widths run the
-same kernels and a network with widths drawn at random stands for the chosen one.
+width relative to 8 bits (interleaved, in one run); for budgets of a quarter, half and three
+quarters of the way from its fastest to its slowest allocation, the widths chosen; and what the
+table of layers predicts for them beside what is measured. Without --target: onnxruntime, where all
+widths run the same kernels and a network with widths drawn at random stands for the chosen one.
 """
 
 from __future__ import annotations
