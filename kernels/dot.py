@@ -29,6 +29,7 @@ class Isa:
     lanes: int32 sums of one vector. pairs: adds in 16 bits, so that weights must be safe.
     dots: sums of int32 lanes for quads of codes (each one int32 of four codes, broadcast) and of
     weights, added to an accumulator.
+    shuffle: bytes of a table by codes below 16, in each 128-bit lane: (int8, uint8) -> int8.
     offset: what `dots` takes off every code before it multiplies; the bias has to make up for it.
     """
 
@@ -36,6 +37,7 @@ class Isa:
     lanes: int
     pairs: bool
     dots: Callable[[Expr, Sequence[Expr], Sequence[Expr]], Expr]
+    shuffle: Callable[[Expr, Expr], Expr]
     offset: int = 0
 
 
@@ -73,10 +75,19 @@ def _sdot(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
     return acc
 
 
-AVX2 = Isa("avx2", 8, True, _avx2)
-AVX_VNNI = Isa("avxvnni", 8, False, _vnni(8))
-AVX512_VNNI = Isa("avx512vnni", 16, False, _vnni(16))
-DOTPROD = Isa("dotprod", 4, False, _sdot, offset=128)
+def _shuffle(name: str, width: int) -> Callable[[Expr, Expr], Expr]:
+    def shuffle(table: Expr, codes: Expr) -> Expr:
+        index = T.reinterpret(f"int8x{width}", codes)
+        return T.call_llvm_pure_intrin(f"int8x{width}", name, table, index)
+
+    return shuffle
+
+
+_SHUFFLE_256 = _shuffle("llvm.x86.avx2.pshuf.b", 32)
+AVX2 = Isa("avx2", 8, True, _avx2, _SHUFFLE_256)
+AVX_VNNI = Isa("avxvnni", 8, False, _vnni(8), _SHUFFLE_256)
+AVX512_VNNI = Isa("avx512vnni", 16, False, _vnni(16), _shuffle("llvm.x86.avx512.pshuf.b.512", 64))
+DOTPROD = Isa("dotprod", 4, False, _sdot, _shuffle("llvm.aarch64.neon.tbl1.v16i8", 16), offset=128)
 ISAS = {isa.name: isa for isa in (AVX512_VNNI, AVX_VNNI, AVX2, DOTPROD)}
 """Best first."""
 

@@ -8,6 +8,7 @@ requantisation follows at once. A matrix product is the case of a window of one 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from tvm.tirx.script import builder as T
 
 from ptq.kernels.dot import ISAS, QUAD, Isa
 from ptq.kernels.kernel import Buffer, Expr, Parameter, local
+from ptq.kernels.palette import UNIT, Decode, decode_unit, unit_bytes
 from ptq.kernels.requantize import Rounding
 
 Array = npt.NDArray[Any]
@@ -40,6 +42,7 @@ class PackedConvolution:
     x: [rows, width, channels] bytes, padded; `row_bytes` and `pixel_bytes` between neighbours.
     y: [out_rows, out_width, out] dense. runs: where the window's runs begin, bytes from its corner.
     run: bytes of a run. packed weights: [out blocks, runs, quads, vectors, lanes, 4].
+    bits: of the weights' codes into a palette, decoded once a tile; 0 if weights are int8.
     """
 
     isa: str
@@ -52,6 +55,7 @@ class PackedConvolution:
     out_width: int
     out: int
     rounding: Rounding
+    bits: int = 0
 
     @property
     def how(self) -> Isa:
@@ -75,17 +79,29 @@ class PackedConvolution:
         return self.tile.vectors * self.how.lanes
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """weight int8; bias int32 and ratio float32 [blocks * block]; x, y uint8."""
+        """weight int8 or Decode's first two; bias int32, ratio float32 [channels]; x, y uint8."""
         channels = self.blocks * self.block
         last = (self.out_rows - 1) * self.row_bytes + (self.out_width - 1) * self.pixel_bytes
         reach = last + self.runs[-1] + self.quads * QUAD
         return (
-            Parameter("weight", "int8", channels * len(self.runs) * self.quads * QUAD),
+            *self._weights(),
             Parameter("bias", "int32", channels),
             Parameter("ratio", "float32", channels),
             Parameter("x", "uint8", reach),
             Parameter("y", "uint8", self.out_rows * self.out_width * self.out),
         )
+
+    def _weights(self) -> tuple[Parameter, ...]:
+        if self.bits:
+            return self.decode.parameters()[:2]
+        size = self.blocks * self.block * len(self.runs) * self.quads * QUAD
+        return (Parameter("weight", "int8", size),)
+
+    @property
+    def decode(self) -> Decode:
+        """What makes this kernel's int8 weights from codes of a palette."""
+        units = len(self.runs) * self.quads // UNIT
+        return Decode(self.isa, self.bits, self.blocks, units, self.tile.vectors)
 
     def emit(self, *buffers: Buffer) -> None:
         """Tiles of a row; the last begins earlier, so that none is cut."""
@@ -101,9 +117,8 @@ class PackedConvolution:
     def _tile(
         self, buffers: tuple[Buffer, ...], pixels: int, block: Expr, row: Expr, first: Expr
     ) -> None:
-        weight, bias, ratio, x, y = buffers
+        *weights, bias, ratio, x, y = buffers
         lanes, vectors, group = self.how.lanes, self.tile.vectors, self.tile.group
-        width = QUAD * lanes
         acc = local("int32", pixels * vectors * lanes)
         for p in range(pixels):
             for v in range(vectors):
@@ -112,24 +127,35 @@ class PackedConvolution:
         corner = row * self.row_bytes + first * self.pixel_bytes
         for number, offset in enumerate(self.runs):
             panel = (block * len(self.runs) + number) * self.quads
-            with T.serial(0, self.quads // group) as step:
-                quads = [step * group + q for q in range(group)]
-                factors = [
-                    [
-                        T.Bind(weight[tirx.Ramp(((panel + q) * vectors + v) * width, 1, width)])
-                        for q in quads
-                    ]
-                    for v in range(vectors)
-                ]
+            span = UNIT if self.bits else group
+            with T.serial(0, self.quads // span) as step:
+                quads = [step * span + q for q in range(span)]
+                factors = [self._factors(weights, block, panel, quads, v) for v in range(vectors)]
                 for p in range(pixels):
                     codes = [
                         T.Bind(self._quad(x, corner + p * self.pixel_bytes + offset + q * QUAD))
                         for q in quads
                     ]
-                    for v in range(vectors):
-                        at = self._lane(p, v)
-                        T.buffer_store(acc, self.how.dots(acc[at], codes, factors[v]), [at])
+                    for v, start in itertools.product(range(vectors), range(0, span, group)):
+                        at, some = self._lane(p, v), slice(start, start + group)
+                        total = self.how.dots(acc[at], codes[some], factors[v][some])
+                        T.buffer_store(acc, total, [at])
         self._finish(acc, ratio, y, pixels, block, row * self.out_width + first)
+
+    def _factors(
+        self, weights: list[Buffer], block: Expr, panel: Expr, quads: list[Expr], vector: int
+    ) -> list[Expr]:
+        """The weights of one vector of channels for a group of quads; a unit if they are codes."""
+        vectors, width = self.tile.vectors, QUAD * self.how.lanes
+        if not self.bits:
+            starts = [((panel + q) * vectors + vector) * width for q in quads]
+            return [T.Bind(weights[0][tirx.Ramp(start, 1, width)]) for start in starts]
+        codes, tables = weights
+        rows = [((block * vectors + vector) * 4 + row) * width for row in range(4)]
+        looked_up = [tables[tirx.Ramp(start, 1, width)] for start in rows]
+        unit = tirx.floordiv(panel + quads[0], UNIT) * vectors + vector
+        at = unit * unit_bytes(self.how, self.bits)
+        return decode_unit(self.how, self.bits, codes, at, looked_up)
 
     def _lane(self, pixel: int, vector: int) -> Expr:
         lanes = self.how.lanes
@@ -167,8 +193,10 @@ class PackedConvolution:
         with T.serial(0, lanes) as lane, T.If(channel + lane < self.out), T.Then():
             T.buffer_store(y, some[lane], [start + lane])
 
-    def oracle(self, weight: Array, bias: Array, ratio: Array, x: Array) -> Array:
+    def oracle(self, *arrays: Array) -> Array:
         """Unpacks the weights and multiplies in int64; rounds as the float proof allows."""
+        *weights, bias, ratio, x = arrays
+        weight = self.decode.oracle(*weights) if self.bits else weights[0]
         lanes, r = self.how.lanes, self.rounding
         shape = (self.blocks, len(self.runs), self.quads, self.tile.vectors, lanes, QUAD)
         by_channel = weight.reshape(shape).transpose(0, 3, 4, 1, 2, 5).astype(np.int64)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import mmap
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,7 @@ class KernelCall:
 class Module:
     """A loaded module; calls from several threads wait for one another.
 
+    weights: how they are stored, as `ptq compile --weights` says.
     samples: how many one call takes, or a multiple of them if `dynamic_batch`.
     calls: the kernels in order. threads: how many work at most.
     arena: scratch memory, uint8, one after another for each thread.
@@ -57,6 +59,7 @@ class Module:
 
     path: Path
     target: str
+    weights: str
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     samples: int
@@ -141,7 +144,8 @@ def load(path: str | Path, *, threads: int | None = 1) -> Module:
         useless, but hardly slower: helpers that the system does not schedule are not waited for.
 
     Raises:
-        InvalidModelError: not such a file, or one of another version.
+        InvalidModelError: not such a file, or one of another version, or its path was loaded with
+            other contents before: the system gives a process the old library again.
     """
     path = Path(path).resolve()
     library, described = _open(path)
@@ -154,6 +158,7 @@ def load(path: str | Path, *, threads: int | None = 1) -> Module:
     return Module(
         path,
         described["target"],
+        described["weights"],
         _ports(described["inputs"]),
         _ports(described["outputs"]),
         described["samples"],
@@ -170,7 +175,8 @@ def _open(path: Path) -> tuple[ctypes.CDLL, dict[str, Any]]:
     try:
         library = ctypes.CDLL(str(path))
         first = ctypes.c_char.in_dll(library, "ptq_description")
-        described = json.loads(ctypes.string_at(ctypes.addressof(first)))
+        text = ctypes.string_at(ctypes.addressof(first))
+        described = json.loads(text)
     except (OSError, ValueError) as error:
         raise InvalidModelError(
             f"{path}: not a module of this machine that `ptq compile` wrote ({error})"
@@ -179,6 +185,12 @@ def _open(path: Path) -> tuple[ctypes.CDLL, dict[str, Any]]:
         raise InvalidModelError(
             f"{path}: version {described['version']}; this ptq runs {FORMAT_VERSION}: compile again"
         )
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
+        if contents.find(text) < 0:
+            raise InvalidModelError(
+                f"{path}: this process has loaded an older file of this name, which stays: "
+                "give the new one another name, or load it in a new process"
+            )
     return library, dict(described)
 
 

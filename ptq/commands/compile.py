@@ -17,6 +17,7 @@ class _Compile(Common):
     output: Path | None
     target: str
     batch: int | None
+    weights: str
     force: bool
 
 
@@ -35,6 +36,13 @@ class _Compile(Common):
     click.option(
         "--batch", type=click.IntRange(min=1), help="Samples a call.  [default: any number]"
     ),
+    click.option(
+        "--weights",
+        type=click.Choice(("auto", "int8", "packed")),
+        default="auto",
+        show_default=True,
+        help="In the module: int8, or 2 to 4 bits where the model has no more; auto is the faster.",
+    ),
     click.option("--force", is_flag=True, help="Replace OUT if it exists."),
     *COMMON,
 )
@@ -50,7 +58,7 @@ def compile(options: _Compile) -> None:
     out = options.output or options.model.with_suffix(".so")
     with progress(quiet=options.quiet) as show:
         show("compile", 0, None)
-        how = CompileOptions(options.target, options.batch)
+        how = CompileOptions(options.target, options.batch, weights=options.weights)
         found = compile_file(options.model, out, how, force=options.force)
     emit(options, {"command": "compile", "output": str(out)}, found, print_compilation)
     if not (options.as_json or options.quiet):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
+from dataclasses import replace
 
 import tvm
 
@@ -13,20 +15,23 @@ from ptq.targets.tvm.driver import Port, link_calls
 from ptq.targets.tvm.features import features_of
 from ptq.targets.tvm.lowering import Lowering
 from ptq.targets.tvm.memory_plan import MemoryPlan
-from ptq.targets.tvm.module import Compiled, describe
+from ptq.targets.tvm.module import Compiled, CompileOptions, describe
 from ptq.targets.tvm.steps import RULES
 from ptq.targets.tvm.trace import Trace
 
 
-def build(program: Program, traced: Trace, description: Description, reuse: bool) -> Compiled:
+def build(
+    program: Program, traced: Trace, description: Description, options: CompileOptions
+) -> Compiled:
     """Lower, plan memory, generate code."""
     target = description.target()
-    lowering = Lowering(program, traced, features_of(target))
+    lowering = Lowering(program, traced, features_of(target), options.weights)
     lowering.run(RULES)
     inputs, outputs = (_ports(group, traced) for group in (program.inputs, program.outputs))
-    module, memory = link_calls(lowering, inputs, outputs, reuse=reuse)
+    module, memory = link_calls(lowering, inputs, outputs, reuse=options.reuse)
     executable = tvm.compile(module, target=tvm.target.Target(target, host=target))
     calls = [(call.step, type(call.kernel).__name__) for call in lowering.calls]
+    named = replace(options, target=description.text)
     kernels: dict[str, list[str]] = defaultdict(list)
     for step, kernel in calls:
         kernels[step].append(kernel)
@@ -34,10 +39,16 @@ def build(program: Program, traced: Trace, description: Description, reuse: bool
         executable,
         description.text,
         bytes(lowering.blob),
-        describe(program, description, traced, memory.size, calls),
+        describe(program, named, traced, memory.size, calls, _identity(lowering)),
         {step: tuple(names) for step, names in kernels.items()},
         _code_views(lowering, memory),
     )
+
+
+def _identity(lowering: Lowering) -> str:
+    """A hash of the constants and of all calls."""
+    calls = "\n".join(map(repr, lowering.calls)).encode()
+    return hashlib.sha256(lowering.blob + calls).hexdigest()
 
 
 def _ports(boundaries: tuple[Boundary, ...], traced: Trace) -> list[Port]:

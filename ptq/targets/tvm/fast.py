@@ -14,6 +14,7 @@ from ptq.kernels import dot
 from ptq.kernels.depthwise import LANES, Depthwise
 from ptq.kernels.movement import Copy, Fill
 from ptq.kernels.packed_convolution import PackedConvolution, Tile, pack
+from ptq.kernels.palette import find_palette
 from ptq.kernels.requantize import Rounding, floats_are_exact
 from ptq.kernels.view import View
 from ptq.targets.tvm.lowering import Lowering, Operand
@@ -27,10 +28,12 @@ TILES = {
 }
 ONE_ROW = {
     "avx2": Tile(1, 4, 4),
-    "avxvnni": Tile(1, 4, 2),
-    "avx512vnni": Tile(1, 4, 2),
-    "dotprod": Tile(1, 8, 1),
+    "avxvnni": Tile(1, 4, 4),
+    "avx512vnni": Tile(1, 4, 4),
+    "dotprod": Tile(1, 4, 4),
 }
+LARGE_BYTES = 1 << 20
+"""Int8 weights that a second-level cache hardly holds: reading fewer bytes wins over decoding."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,30 @@ def _call_packed(
     if kernel.how.pairs:
         kernel, rows = _safe(kernel, rows)
     constants = _constants(state, step, sums, kernel.blocks * kernel.block, kernel.how.offset)
-    weight = state.constant(pack(rows, kernel).reshape(-1))
-    state.call(step.name, kernel, weight, *constants, x, state.codes(step.output))
+    kernel, weights = _stored(state, step, kernel, pack(rows, kernel))
+    state.call(step.name, kernel, *weights, *constants, x, state.codes(step.output))
+
+
+def _stored(
+    state: Lowering, step: Convolve | Gemm, kernel: PackedConvolution, packed: Array
+) -> tuple[PackedConvolution, list[Operand]]:
+    """Weights as int8, or as codes: decoded in the loop if each is read once, else beforehand."""
+    once = kernel.tile.pixels == 1
+    wanted = state.weights == "packed" or (
+        state.weights == "auto" and once and packed.nbytes >= LARGE_BYTES
+    )
+    found = find_palette(packed, kernel.how) if wanted else None
+    if found is None:
+        return kernel, [state.constant(packed.reshape(-1))]
+    coded: list[Operand] = [
+        state.constant(part.reshape(-1)) for part in (found.codes, found.tables)
+    ]
+    narrow = replace(kernel, bits=found.bits)
+    if once:
+        return narrow, coded
+    decoded = state.scratch(f"{step.name}/weights", packed.nbytes)
+    state.call(step.name, narrow.decode, *coded, decoded)
+    return kernel, [decoded]
 
 
 def _safe(kernel: PackedConvolution, rows: Array) -> tuple[PackedConvolution, Array]:

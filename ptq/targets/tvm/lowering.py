@@ -66,11 +66,13 @@ class Lowering:
     """Collects the calls of a program.
 
     features: what the target's processor has, for the choice of kernels.
+    weights: how they are stored, as in `CompileOptions`.
     """
 
     program: Program
     trace: Trace
     features: frozenset[str] = frozenset()
+    weights: str = "auto"
     calls: list[Call] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     blob: bytearray = field(default_factory=bytearray)

@@ -34,11 +34,14 @@ class CompileOptions:
 
     target: what `Description.parse` reads. batch: samples a call, or None for any number.
     reuse: let tensors share memory; without it all of them can be read after a call.
+    weights: 'int8', 'packed' (codes of 2 to 4 bits and a table a channel, where a channel has so
+    few values), or 'auto': packed where that is faster, in large products of one row.
     """
 
     target: str = "llvm:native"
     batch: int | None = None
     reuse: bool = True
+    weights: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def compile_program(program: Program, options: CompileOptions | None = None) -> 
     require_tvm()
     from ptq.targets.tvm.build import build
 
-    return build(program, trace(program, options.batch), description.resolved(), options.reuse)
+    return build(program, trace(program, options.batch), description.resolved(), options)
 
 
 def c_compiler(description: Description) -> str:
@@ -157,17 +160,22 @@ def ports_header(entry: Mapping[str, Any]) -> str:
 
 
 def describe(
-    program: Program, description: Description, traced: Trace, arena_bytes: int,
-    calls: Sequence[tuple[str, str]],
+    program: Program, options: CompileOptions, traced: Trace, arena_bytes: int,
+    calls: Sequence[tuple[str, str]], identity: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """What a library says of itself. calls: step and kernel, in order; shapes are of one call."""
+    """What a library says of itself. calls: step and kernel, in order; shapes are of one call.
+
+    identity: a hash of what it computes.
+    """
 
     def ports(boundaries: Any) -> list[dict[str, Any]]:
         return [{"name": b.name, "shape": list(traced.codes[b.name])} for b in boundaries]
 
     return {
         "version": FORMAT_VERSION,
-        "target": description.text,
+        "identity": identity,
+        "target": options.target,
+        "weights": options.weights,
         "inputs": ports(program.inputs),
         "outputs": ports(program.outputs),
         "arena_bytes": arena_bytes,

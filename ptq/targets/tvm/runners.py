@@ -70,7 +70,7 @@ def tapped_twin(program: Program, module: runtime.Module, threads: int = 1) -> T
         MissingDependencyError: TVM is not installed.
     """
     batch = None if module.dynamic_batch else module.samples
-    options = CompileOptions(module.target, batch, reuse=False)
+    options = CompileOptions(module.target, batch, reuse=False, weights=module.weights)
     compiled = compile_program(program, options)
     with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
         path = Path(folder) / "tapped.so"

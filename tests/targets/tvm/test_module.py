@@ -22,9 +22,13 @@ from ptq.cli import main
 from ptq.errors import CalibrationError, InvalidModelError, UnsupportedModelError
 from ptq.integer.program import Apply, Program, Ref
 from ptq.integer.reference import Reference
-from ptq.targets.tvm.module import CompileOptions, compile_program
+from ptq.pipeline import quantize
+from ptq.recipe import Recipe
+from ptq.targets.tvm.module import Compiled, CompileOptions, compile_program
 from ptq.targets.tvm.runners import Tapped
+from tests.conv_net import conv_net, conv_samples
 from tests.execute.small_programs import random_program
+from tests.kernels.test_fast_kernels import needs_avx2
 
 DATA = Path(__file__).parents[3] / "calib_data"
 Array = npt.NDArray[Any]
@@ -135,18 +139,30 @@ def test_a_file_that_is_no_module_is_refused(tmp_path: Path) -> None:
 
 
 def assert_same_codes(
-    program: Program, feeds: dict[str, Array], tmp_path: Path, target: str = "llvm:native"
-) -> None:
+    program: Program, feeds: dict[str, Array], tmp_path: Path, **options: Any
+) -> Compiled:
     """Every code tensor of the module is the reference's."""
-    compiled = compile_program(program, CompileOptions(target, reuse=False))
-    compiled.export(tmp_path / "m.so")
-    tapped = Tapped(runtime.load(tmp_path / "m.so"), compiled.code_views)
+    compiled = compile_program(program, CompileOptions(**options, reuse=False))
+    path = tmp_path / f"{compiled.entry['identity']}.so"
+    compiled.export(path)
+    tapped = Tapped(runtime.load(path), compiled.code_views)
     wanted = Reference(program).run_codes(feeds)
     for name, codes in tapped.run(feeds).items():
         np.testing.assert_array_equal(codes, wanted[name], name)
     outputs = tapped.module.run(feeds)
     for name, array in Reference(program).run(feeds).items():
         np.testing.assert_array_equal(outputs[name], array, name)
+    return compiled
+
+
+def test_a_file_that_was_replaced_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
+    for seed in range(2):
+        program = random_program(seed, residual_bits=8)[0].program
+        compile_program(program).export(tmp_path / "m.so")
+        if seed == 0:
+            runtime.load(tmp_path / "m.so")
+    with pytest.raises(InvalidModelError, match="older file of this name"):
+        runtime.load(tmp_path / "m.so")
 
 
 def test_codes_of_16_bits_are_refused_by_name() -> None:
@@ -163,7 +179,20 @@ def test_random_graphs_give_equal_codes(seed: int, tmp_path: Path) -> None:
 
 def test_module_in_c_gives_equal_codes(tmp_path: Path) -> None:
     result, feeds = random_program(1, residual_bits=8)
-    assert_same_codes(result.program, feeds, tmp_path, "c")
+    assert_same_codes(result.program, feeds, tmp_path, target="c")
+
+
+@needs_avx2
+def test_packed_weights_are_smaller_and_give_equal_codes(tmp_path: Path) -> None:
+    x = conv_samples(64)
+    program = quantize(conv_net(), [{"x": x}], Recipe.preset("w4a8")).program
+    sizes = {}
+    for weights in ("int8", "packed"):
+        made = assert_same_codes(program, {"x": x[:3]}, tmp_path, weights=weights)
+        sizes[weights] = len(made.weights)
+        used = [kernel for kernels in made.kernels.values() for kernel in kernels]
+        assert ("Decode" in used) == (weights == "packed")
+    assert sizes["packed"] < sizes["int8"]
 
 
 @pytest.mark.slow
