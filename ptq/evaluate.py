@@ -13,11 +13,10 @@ from ptq.model import load
 from ptq.report.artifact import float_source, is_quantized, load_manifest, load_program
 from ptq.report.benchmark import Benchmark, BenchOptions, bench
 from ptq.report.comparison import Comparison, compare
-from ptq.report.compiled import is_compiled, open_compiled
+from ptq.report.compiled import is_compiled, open_file
 from ptq.report.cpu import pinned
 from ptq.report.measure import Samples, evaluation_batches, first_rows
 from ptq.report.profile import NodeTime, profile, profile_compiled
-from ptq.report.session import Session, open_session
 from ptq.verify import boundary_specs
 
 __all__ = [
@@ -37,6 +36,8 @@ def float_inputs(path: Path) -> tuple[InputSpec, ...]:
     Raises:
         ModelError: it cannot be read.
     """
+    if is_compiled(path):
+        return boundary_specs(load_program(path).program)
     model = load(path)  # checked before anything else, whoever wrote it
     return boundary_specs(load_program(path).program) if is_quantized(path) else input_specs(model)
 
@@ -65,7 +66,10 @@ def compare_files(
     specs = float_inputs(first)
     float_inputs(second)
     names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
-    sessions = [open_session(path, name=n) for path, n in zip((first, second), names, strict=True)]
+    sessions = [
+        open_file(path, name=n, threads=1 if is_compiled(path) else None)
+        for path, n in zip((first, second), names, strict=True)
+    ]
     batches = with_preprocess(samples, (first, second)).batches(specs)
     return compare(sessions[0], sessions[1], batches, progress)
 
@@ -100,22 +104,16 @@ def bench_files(
         )
     specs = float_inputs(paths[0])
     for path in paths[1:]:
-        if not is_compiled(path):
-            float_inputs(path)
+        float_inputs(path)
     batch = one_batch(with_preprocess(samples, paths), specs, batch_size)
     named = _named(paths)
     with pinned(options.cpus):
-        sessions = {n: _open(p, n, options.threads) for n, p in named}
+        sessions = {n: open_file(p, name=n, threads=options.threads) for n, p in named}
         found = bench(sessions, batch, options, progress)
         if profiled:
             profiles = {n: _profile(p, n, batch, options.threads) for n, p in named}
             found = replace(found, profiles=profiles)
     return found
-
-
-def _open(path: Path, name: str, threads: int | None) -> Session:
-    opened = open_compiled if is_compiled(path) else open_session
-    return opened(path, name=name, threads=threads)
 
 
 def _profile(path: Path, name: str, batch: Batch, threads: int | None) -> tuple[NodeTime, ...]:

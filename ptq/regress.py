@@ -15,6 +15,7 @@ from ptq.report import gate_files
 from ptq.report.artifact import float_source, is_quantized, load_manifest, load_program
 from ptq.report.baseline import Baseline, Proofs, Speed, load_baseline
 from ptq.report.benchmark import BenchOptions, bench
+from ptq.report.compiled import is_compiled, open_file
 from ptq.report.cpu import Cpu, this_cpu
 from ptq.report.gate_files import Verdicts
 from ptq.report.gates import (
@@ -146,7 +147,8 @@ class _Subject:
 
     def outcomes(self, show: Show) -> Outcomes:
         """What the model does with every sample."""
-        session, reference = open_session(self.model, name=self.model.name), None
+        threads = 1 if is_compiled(self.model) else None  # a module's pool waits for every worker
+        session, reference = open_file(self.model, name=self.model.name, threads=threads), None
         if self.float_model is not None:
             reference = open_session(self.float_model, name="float model")
         batches = self.samples.batches(self.specs)
@@ -155,7 +157,7 @@ class _Subject:
     def speed(self, other: Path, show: Show) -> Speed:
         """Speed-up of the model over another one."""
         sessions = {
-            role: open_session(path, name=role, threads=self.options.threads)
+            role: open_file(path, name=role, threads=self.options.threads)
             for role, path in (("other", other), ("model", self.model))
         }
         found = bench(
@@ -178,7 +180,7 @@ class _Subject:
         relative = os.path.relpath(self.model.resolve(), folder.resolve())
         record = FileRecord(relative, sha256(self.model), self.model.stat().st_size)
         return Baseline(
-            record, file_bytes(self.model), this_cpu(), outcomes, speed, _proofs(self.model)
+            record, _bytes(self.model), this_cpu(), outcomes, speed, _proofs(self.model)
         )
 
     def mismatches(self, show: Show) -> Gate:
@@ -194,6 +196,10 @@ class _Subject:
         checks: tuple[LayerCheck | OutputCheck, ...] = (*found.layers, *found.outputs)
         lines = (f"{c.name}: {c.mismatches} codes" for c in checks if c.mismatches)
         return mismatch_gate(found.mismatches, found.codes, tuple(lines))
+
+
+def _bytes(model: Path) -> int:
+    return model.stat().st_size if is_compiled(model) else file_bytes(model)
 
 
 def _proofs(model: Path) -> Proofs | None:
@@ -212,7 +218,7 @@ def _latency(subject: _Subject, path: Path, before: Baseline, cpu: Cpu, show: Sh
     limits = subject.options.limits
     other = subject.options.against or _kept(path, before)
     if other is not None:
-        load(other)
+        float_inputs(other)
         return latency_gate(_inverse(subject.speed(other, show)), str(other), limits)
     if before.speed is None or subject.float_model is None:
         return Gate(

@@ -130,6 +130,19 @@ def test_latency_by_way_of_the_float_model(damaged: Path) -> None:
     assert "by way of the float model" in latency["message"]
 
 
+def test_a_compiled_module_has_the_same_gates(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tvm")
+    module = model.with_name("q.so")
+    assert run("compile", model, "-o", module).exit_code == 0
+    data = ("--baseline", tmp_path / "so.json", "--calib", model.parent / "eval.npz", *QUICK)
+    made = run("regress", module, *data, "--update")
+    assert made.exit_code == 0, made.output
+    result = run("regress", module, *data, "--json")
+    assert result.exit_code == 0, result.output
+    statuses = {gate["name"]: gate["status"] for gate in json.loads(result.stdout)["gates"]}
+    assert statuses["mismatches"] == statuses["latency"] == statuses["accuracy"] == "passed"
+
+
 def test_a_float_model_has_no_proofs(model: Path, tmp_path: Path) -> None:
     data = ("--baseline", tmp_path / "f.json", "--calib", model.parent / "eval.npz", *QUICK)
     source = model.parent / "model.onnx"

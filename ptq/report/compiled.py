@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptq.report.session import Array, Session
+from ptq.report.session import Array, Session, open_session
 from ptq.runtime import Module, Port, load
 
 SUFFIX = ".so"
@@ -44,6 +44,16 @@ def open_compiled(path: Path, *, name: str, threads: int | None = None) -> Sessi
         InvalidModelError: not such a file. MissingDependencyError: TVM's runtime is not installed.
     """
     return session_of(load(path, threads=threads), name)
+
+
+def open_file(path: Path, *, name: str, threads: int | None = None) -> Session:
+    """Open an ONNX file or a compiled module.
+
+    Raises:
+        ModelError: it cannot be opened.
+    """
+    opened = open_compiled if is_compiled(path) else open_session
+    return opened(path, name=name, threads=threads)
 
 
 def session_of(module: Module, name: str) -> Session:
