@@ -2,13 +2,12 @@
 
     python benchmarks/measure_mixed.py RESULTS.jsonl [--model resnet20] [--seeds 0 1 2]
         [--activations 8 4] [--work DIR]
-    python benchmarks/measure_mixed.py RESULTS.jsonl --table
 
 Needs the shared data (PTQ_SHARED, default ../shared). Closed-form rounding. Average bits count
 every weight, of the first and last layers too; the inputs of those two stay at 8 bits. Everything
 is chosen on calibration data (a quarter of it held out); the evaluation data is only measured on.
 The samples are a random part of the calibration data, drawn by the seed. Rows that are in RESULTS
-are not measured again.
+are not measured again; benchmarks/mixed_tables.py writes docs/mixed.md from them.
 
 Kinds of rows: 'uniform' (every layer alike), 'edges8' (first and last at 8 bits, ptq's default),
 'ordered' (the average met by wide layers first, in the order of the network), 'mixed' (average bits
@@ -20,14 +19,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-
-import numpy as np
-from scipy.stats import spearmanr
 
 from ptq.calib_data import input_specs, labelled, parse_preprocess
 from ptq.mixed.choose import Chooser, precision_map
@@ -67,10 +63,6 @@ CASES = {
         "models/efficientnet_lite0.onnx", "data/imagenet_calib", "data/imagenet_eval", "lite", 160,
     ),
 }  # fmt: skip
-RIVALS = {
-    "resnet20": "MCT mixed 2/4/8, average 4, A8: .7756 (float .8124), agree .902, 10.9 dB",
-    "efficientnet": "MCT W4A8: .687 (float .8827), agree .723, 3.3 dB",
-}
 
 
 class Evaluation:
@@ -208,40 +200,6 @@ def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[k] for k in ("model", "seed", "activations", "kind", "aim"))
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Mean and spread over seeds, and the rank correlation of predicted and measured loss."""
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["model"], row["activations"], row["kind"], row["aim"]), []).append(
-            row
-        )
-    for (model, activations, kind, aim), found in sorted(groups.items(), key=str):
-        if kind == "hull":
-            continue
-        columns = {t: [r[t] for r in found] for t in ("top1", "agreement", "sqnr_db")}
-        columns["held-out KL"] = [r["held_out"]["loss"] for r in found]
-        cells = [
-            f"{title} {np.mean(v):.4f} +- {np.std(v, ddof=len(v) > 1):.4f}"
-            for title, v in columns.items()
-        ]
-        bits = np.mean([r["average_bits"] for r in found])
-        size = np.mean([r["file_bytes"] for r in found]) / 1000
-        print(f"{model} A{activations} {kind:10} {aim:<4} ({bits:.3f} bits, {size:.1f} kB, "
-              f"{len(found)} seeds): {', '.join(cells)}")  # fmt: skip
-    hulls: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["kind"] == "hull":
-            hulls.setdefault((row["model"], row["activations"], row["seed"]), []).append(row)
-    for (model, activations, seed), found in sorted(hulls.items()):
-        if len(found) < 3:
-            continue
-        rho = spearmanr([r["predicted"] for r in found], [r["held_out"]["loss"] for r in found])
-        print(f"{model} A{activations} seed {seed}: Spearman of predicted and measured loss over "
-              f"{len(found)} hull points {rho.statistic:.3f}")  # fmt: skip
-    for model in {row["model"] for row in rows}:
-        print(f"rival on {model} (peers.md): {RIVALS[model]}")
-
-
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -250,16 +208,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--activations", type=int, nargs="+", default=[8, 4])
     parser.add_argument("--work", type=Path, default=Path("out/mixed"))
-    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
-    if not options.table:
-        if not SHARED.is_dir():
-            raise SystemExit(f"no shared data at {SHARED}: set PTQ_SHARED")
-        for name in options.model:
-            for activations in options.activations:
-                for seed in options.seeds:
-                    run(name, seed, activations, options.work, options.results)
-    table(read(options.results))
+    if not SHARED.is_dir():
+        raise SystemExit(f"no shared data at {SHARED}: set PTQ_SHARED")
+    for name in options.model:
+        for activations in options.activations:
+            for seed in options.seeds:
+                run(name, seed, activations, options.work, options.results)
 
 
 if __name__ == "__main__":
