@@ -40,6 +40,7 @@ class _Explore(Choices):
     metric: str | None
     picked: str | None
     timed: bool
+    jobs: int
     seed: int | None
 
 
@@ -69,6 +70,8 @@ class _Explore(Choices):
     METRIC,
     click.option("--pick", "picked", metavar="knee|size=..|drop=..", help="Write that network."),
     click.option("--latency/--no-latency", "timed", default=True, help="Time every point."),
+    click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True,
+                 help="Points measured at a time, each on its share of the CPUs."),
     SEED,
     *COMMON,
 )  # fmt: skip
@@ -87,8 +90,9 @@ def explore(options: _Explore) -> None:
     recipe = options.recipe(samples=options.samples, seed=options.seed)
     preprocess = preprocess_of(options.preprocess)
     how = ExploreOptions(
-        options.output, options.points, options.activation_widths, options.metric, options.timed
-    )
+        options.output, options.points, options.activation_widths, options.metric,
+        options.timed, options.jobs,
+    )  # fmt: skip
     with progress(quiet=options.quiet) as show:
         found = explore_model(
             options.model,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +38,16 @@ class Exploration:
     schema_version: int = SCHEMA_VERSION
 
 
-def explore(workshop: Workshop, count: int, report: Callable[[Progress], None]) -> Exploration:
-    """Sweep the size from the least to the most, and measure the hull of the predicted front."""
+def explore(
+    workshop: Workshop,
+    count: int,
+    report: Callable[[Progress], None],
+    ahead: Callable[[Sequence[Precisions]], None] | None = None,
+) -> Exploration:
+    """Sweep the size from the least to the most, and measure the hull of the predicted front.
+
+    ahead: measures points before they are asked for, such as several at a time.
+    """
     problem = with_overhead(workshop)
     least = allocate_bits(problem, {}, "size_bytes").costs["size_bytes"]
     most = allocate_bits(problem, {}).costs["size_bytes"]
@@ -49,6 +57,8 @@ def explore(workshop: Workshop, count: int, report: Callable[[Progress], None]) 
     unique = list({a.costs["size_bytes"]: a for a in swept}.values())
     hull = pareto_hull([(a.costs["size_bytes"], a.loss) for a in unique])
     widths = [b for b in UNIFORM if b in workshop.chooser.weight_widths]
+    if ahead is not None:
+        ahead([*(unique[i].precisions for i in hull), *(_uniform(workshop, b) for b in widths)])
     points, uniform = [], []
     for done, index in enumerate(hull, 1):
         points.append(workshop.measure(unique[index].precisions, f"mixed {done}"))

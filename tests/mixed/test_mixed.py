@@ -15,6 +15,7 @@ from ptq.errors import BudgetError, UsageError
 from ptq.mixed import rounding
 from ptq.mixed.budgets import Budgets, with_overhead, within
 from ptq.mixed.explore import Exploration, explore, pick
+from ptq.mixed.front import ExploreOptions, explore_model
 from ptq.mixed.latency import confirm, layer_latencies
 from ptq.mixed.metric import load_metric
 from ptq.mixed.open_workshop import Options, open_workshop
@@ -128,6 +129,22 @@ def test_exploring_again_measures_nothing_again(
     ]
     monkeypatch.setattr(Workshop, "build", None)
     assert explore(workshop, 5, lambda progress: None) == found
+
+
+@pytest.mark.slow
+def test_points_in_parallel_are_the_same_points(folder: Path, tmp_path: Path) -> None:
+    model, calib = folder / "model.onnx", str(folder / "samples.npz")
+    found = [
+        explore_model(
+            model, calib, Recipe(), ExploreOptions(tmp_path / str(jobs), 4, timed=False, jobs=jobs)
+        )
+        for jobs in (1, 2)
+    ]
+    assert found[0] == found[1]
+    for jobs, timed, data in ((2, True, calib), (2, False, [object()]), (10**6, False, calib)):
+        with pytest.raises(UsageError, match="jobs"):
+            options = ExploreOptions(tmp_path / "other", timed=timed, jobs=jobs)
+            explore_model(model, data, Recipe(), options)
 
 
 def front(*points: tuple[int, float, float]) -> Exploration:
