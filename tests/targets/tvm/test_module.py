@@ -116,6 +116,16 @@ def test_profile_gives_every_kernel_its_time(digits: Path) -> None:
     assert module.calls[0].kernel == "Quantize"
 
 
+def test_inspect_says_which_kernel_runs_where_and_how_long(digits: Path) -> None:
+    done = run_cli("inspect", digits, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["calls"][0]["kernel"] == "Quantize"
+    assert sum(found["share"].values()) == pytest.approx(1)
+    assert {"Mean", "Dequantize"} <= set(found["share"])
+    assert "Dequantize" in run_cli("inspect", digits).output
+
+
 def test_tensors_are_taken_by_dlpack(digits: Path) -> None:
     import torch
 
