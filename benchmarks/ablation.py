@@ -178,7 +178,7 @@ def measure(precision: str, group: str, row: str, seed: int, cache: Path) -> dic
     cpu_s = time.process_time() - start
     target = TARGETS["onnx"](lower(context.model, context.outline, learned), io="float")
     wanted, found = (logits(model, {name: judged}) for model in (context.model, target))
-    kl, squared = distances(wanted, found).sum(axis=1)
+    kl, _, squared = distances(wanted, found).sum(axis=1)
     return {
         "precision": precision, "group": group, "row": row, "seed": seed,
         "kl": float(kl) / len(judged),

@@ -1,7 +1,7 @@
 """The ladder: stages in order, each kept only where it brings the network nearer to the float one.
 
 What "nearer" means is measured on the integer network itself, on calibration samples that learning
-does not use: KL divergence and squared error of the outputs together (`ptq.distances`).
+does not use: softened KL divergence and squared error of the outputs together (`ptq.distances`).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Judge:
         """The figures of a report."""
         outputs = [list(wanted.values()) for _, wanted in self._samples()]
         energy = sum(float(np.square(x, dtype=np.float64).sum()) for part in outputs for x in part)
-        squared = sum(float(distance[1].sum()) for distance in found)
+        squared = sum(float(distance[2].sum()) for distance in found)
         scored = [d[0] for d, x in zip(found, outputs[0], strict=True) if is_scores(x)]
         return Rung(
             name,

@@ -79,30 +79,45 @@ def test_judged_samples_are_the_held_out_ones(context: Context) -> None:
 
 def test_distances_see_a_change_of_the_distribution_and_of_the_values() -> None:
     logits = np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]], np.float32)
-    np.testing.assert_allclose(distances(logits, logits + 1), [[0, 0], [3, 3]], atol=1e-12)
-    assert (distances(logits, logits * 2)[0] > 0.05).all()
+    wanted = [[0, 0], [0, 0], [3, 3]]
+    np.testing.assert_allclose(distances(logits, logits + 1), wanted, atol=1e-12)
+    assert (distances(logits, logits * 2)[:2] > 0.05).all()
     image = np.ones((2, 1, 2, 2), np.float32)
-    np.testing.assert_allclose(distances(image, 2 * image), [[4, 4], [4, 4]])
+    np.testing.assert_allclose(distances(image, 2 * image), np.full((3, 2), 4))
 
 
-def test_one_close_call_does_not_decide_which_network_is_nearer() -> None:
-    before = np.full((2, 10), 0.01)
-    after = 0.8 * before
-    after[0, 3] = 0.08
-    assert after[0].sum() > before[0].sum()
-    assert is_nearer([after], [before])
-    assert not is_nearer([before], [after])
-    assert is_nearer([before], [before])
+def test_softened_scores_let_every_class_count() -> None:
+    sure = np.array([[40.0, 0.0, -40.0]])
+    (kl,), (softened,), _ = distances(sure, sure + np.array([[0.0, 20.0, 0.0]]))
+    assert kl < 1e-8
+    assert softened > 0.01
+    np.testing.assert_allclose(
+        distances(sure, 0.9 * sure)[1], distances(sure / 8, 0.9 * sure / 8)[1]
+    )
+
+
+def test_a_close_call_does_not_decide_which_network_is_nearer() -> None:
+    rng = np.random.default_rng(0)
+    wanted = 10 * rng.normal(size=(30, 5))
+    wanted[0] = [9, 9, -9, -9, 0]
+    noise = rng.normal(size=wanted.shape)
+    before, after = wanted + noise, wanted + 0.7 * noise
+    before[0], after[0] = wanted[0], wanted[0] + [2, -2, 0, 0, 0]
+    far, near = distances(wanted, before), distances(wanted, after)
+    assert near[0].sum() > far[0].sum()
+    assert is_nearer([near], [far])
+    assert not is_nearer([far], [near])
+    assert is_nearer([far], [far])
 
 
 def test_a_loss_in_one_output_outweighs_a_smaller_gain_in_another() -> None:
-    first, second = np.full((2, 4), 1.0), np.full((2, 4), 1e-6)
+    first, second = np.full((3, 4), 1.0), np.full((3, 4), 1e-6)
     assert not is_nearer([first * 0.9, second * 1.3], [first, second])
     assert is_nearer([first * 0.7, second * 1.3], [first, second])
 
 
 def test_a_perfect_output_can_only_be_left() -> None:
-    exact, off = np.zeros((2, 4)), np.full((2, 4), 1e-9)
+    exact, off = np.zeros((3, 4)), np.full((3, 4), 1e-9)
     assert is_nearer([exact], [off])
     assert not is_nearer([off], [exact])
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ptq.integer.program import Program, Step
 from ptq.passes.learning.learn_block import hard_run
-from ptq.passes.learning.samples import SampleStore, chunks
+from ptq.passes.learning.samples import SampleStore, run_parts
 from ptq.passes.learning.steps import BlockSteps
 
 Array = npt.NDArray[Any]
@@ -30,8 +30,7 @@ def block_error(
     outputs = [ref.name for ref in block.outputs if exact[ref.name].dtype.kind == "f"]
     error = dict.fromkeys(outputs, 0.0)
     energy = dict.fromkeys(outputs, 1e-12)
-    for part in chunks(index):
-        found = run(given.take(inputs, part))
+    for part, found in run_parts(lambda some: run(given.take(inputs, some)), index):
         for name, wanted in exact.take(outputs, part).items():
             x = as_floats(program, name, found[name])
             error[name] += float(np.square(x - wanted, dtype=np.float64).sum())

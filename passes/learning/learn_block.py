@@ -26,6 +26,7 @@ from ptq.passes.learning.learned import Learned, start_learning
 from ptq.passes.learning.losses import Loss
 from ptq.passes.learning.optimizers import OPTIMIZERS
 from ptq.passes.learning.scales import Scales
+from ptq.passes.learning.shards import Batch, LossOf, Shards
 from ptq.passes.learning.steps import BlockSteps
 
 Array = npt.NDArray[Any]
@@ -47,17 +48,6 @@ class Options:
     optimizer: str
     regulariser: float
     seed: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """given: inputs of the block in the integer network; exact: the same in the float model (read
-    only where quantisation is dropped); wanted: what the loss compares with. Arrays [n, ...].
-    """
-
-    given: Mapping[str, Array]
-    exact: Mapping[str, Array]
-    wanted: Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -93,33 +83,34 @@ def learn_block(task: Task, options: Options) -> tuple[list[Learned], Scales]:
         return learned, scales
     optimizer = OPTIMIZERS[options.optimizer](groups)
     rates = [group["lr"] for group in optimizer.param_groups]
-    loss_of = _loss_of(task, options, learned, scales, device)
-    for done in range(options.iterations):
-        share = done / options.iterations
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * decay(share / FROZEN.get(group["kind"], 1.0))
-        loss = loss_of()
-        optimizer.zero_grad(set_to_none=True)
-        (loss + _penalty(learned, share, options)).backward()
-        optimizer.step()
-        for part in learned:
-            part.variable.settle()
-        task.report(done + 1, float(loss.detach()))
+    generator = np.random.default_rng(options.seed)
+    with Shards(
+        _loss_of(task, options, learned, scales, device), groups, device, options.seed
+    ) as s:
+        for done in range(options.iterations):
+            share = done / options.iterations
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * decay(share / FROZEN.get(group["kind"], 1.0))
+            loss = s.set_gradients(task.draw(generator))
+            penalty = _penalty(learned, share, options)
+            if penalty is not None:
+                penalty.backward()
+            optimizer.step()
+            for part in learned:
+                part.variable.settle()
+            task.report(done + 1, loss)
     return learned, scales
 
 
 def _loss_of(
     task: Task, options: Options, learned: list[Learned], scales: Scales, device: torch.device
-) -> Callable[[], Tensor]:
-    """A function that draws a batch and runs the block on it as it is now."""
+) -> LossOf:
+    """A function that runs the block as it is now on a batch, and says how far off it is."""
     program, block = task.program, task.block
-    generator = np.random.default_rng(options.seed)
-    noise = torch.Generator(device).manual_seed(options.seed)
     names = [ref.name for ref in block.outputs]
     graph = ProgramGraph(program, block.steps, outputs=names, exact=False, device=device)
 
-    def loss() -> Tensor:
-        batch = task.draw(generator)
+    def loss(batch: Batch, noise: torch.Generator) -> Tensor:
         captured: dict[str, Tensor] = {}
         quantiser = _capturing(drop_quantization(options.drop, noise), names, captured)
         codes, raw = block_inputs(program, block, batch, device, options.drop, noise)
@@ -252,12 +243,12 @@ def _groups(learned: list[Learned], scales: Scales, options: Options) -> list[di
     ]
 
 
-def _penalty(learned: list[Learned], share: float, options: Options) -> Tensor | float:
+def _penalty(learned: list[Learned], share: float, options: Options) -> Tensor | None:
     if share < WARM_UP:
-        return 0.0
+        return None
     beta = BETA[1] + (BETA[0] - BETA[1]) * 0.5 * (
         1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP))
     )
     parts = [part.variable.penalty(beta) for part in learned]
     found = [part for part in parts if part is not None]
-    return options.regulariser * torch.stack(found).sum() if found else 0.0
+    return options.regulariser * torch.stack(found).sum() if found else None

@@ -17,7 +17,6 @@ from ptq.passes.learning.into_plan import with_scales, with_steps
 from ptq.passes.learning.judge import block_error
 from ptq.passes.learning.layers import Layer, learnable_layers
 from ptq.passes.learning.learn_block import (
-    Batch,
     Options,
     Task,
     hard_run,
@@ -25,8 +24,9 @@ from ptq.passes.learning.learn_block import (
     with_learned,
 )
 from ptq.passes.learning.learned import Learned
-from ptq.passes.learning.samples import PART, SampleStore, chunks
+from ptq.passes.learning.samples import PART, SampleStore, run_parts
 from ptq.passes.learning.scales import Scales, learnable_sites
+from ptq.passes.learning.shards import Batch
 from ptq.passes.learning.steps import BlockSteps, block_steps
 from ptq.passes.learning.targets import Targets
 from ptq.plan import Plan
@@ -184,8 +184,9 @@ class Run:
     def _run_integers(self, part: BlockSteps) -> None:
         run = hard_run(self.program, part, part.steps)
         inputs = [ref.name for ref in part.inputs]
-        for index in chunks(np.arange(self.given.samples)):
-            self.given.write(int(index[0]), run(self.given.take(inputs, index)))
+        every = np.arange(self.given.samples)
+        for index, found in run_parts(lambda some: run(self.given.take(inputs, some)), every):
+            self.given.write(int(index[0]), found)
 
     def _forget(self, index: int) -> None:
         """Drop tensors that no later block and no comparison needs."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Array = npt.NDArray[Any]
+Index = npt.NDArray[np.intp]
 
 PART = 32
 """Samples that are run at a time."""
+THREADS = 2
 
 
 class SampleStore:
@@ -56,7 +60,7 @@ class SampleStore:
                 self._arrays[name] = self._make(name, rows)
             self._arrays[name][start : start + len(rows)] = rows
 
-    def take(self, names: Iterable[str], index: npt.NDArray[np.intp] | slice) -> dict[str, Array]:
+    def take(self, names: Iterable[str], index: Index | slice) -> dict[str, Array]:
         """The rows at `index` of these tensors."""
         return {name: np.ascontiguousarray(self._arrays[name][index]) for name in names}
 
@@ -86,7 +90,21 @@ class SampleStore:
         return np.memmap(self._files[name], rows.dtype, "w+", shape=shape)
 
 
-def chunks(index: npt.NDArray[np.intp], size: int = PART) -> Iterator[npt.NDArray[np.intp]]:
+def chunks(index: Index, size: int) -> Iterator[Index]:
     """Consecutive parts of at most `size` rows."""
     for start in range(0, len(index), size):
         yield index[start : start + size]
+
+
+def run_parts(
+    run: Callable[[Index], dict[str, Array]], index: Index
+) -> Iterator[tuple[Index, dict[str, Array]]]:
+    """Consecutive parts of the samples, and what `run` makes of each, in order.
+
+    Parts run in threads of their own, as many at a time as there are; each is computed as if alone.
+    """
+    parts = list(chunks(index, PART))
+    with ThreadPoolExecutor(THREADS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for start in range(0, len(parts), THREADS):
+            some = parts[start : start + THREADS]
+            yield from zip(some, pool.map(run, some), strict=True)

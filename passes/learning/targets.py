@@ -15,7 +15,7 @@ from ptq.passes.context import Context
 from ptq.passes.learning.fisher import fisher_diagonals
 from ptq.passes.learning.learn_block import device_of_choice
 from ptq.passes.learning.losses import Array, Loss, divergence, fisher_error, squared_error
-from ptq.passes.learning.samples import SampleStore, chunks
+from ptq.passes.learning.samples import Index, SampleStore, run_parts
 from ptq.passes.learning.steps import BlockSteps
 
 
@@ -82,8 +82,12 @@ class Targets:
     def _run(self, nodes: Sequence[ir.Node], outputs: Sequence[str]) -> None:
         graph = FloatGraph(nodes, self.opset, outputs=outputs, device=self.device)
         inputs = [name for name in graph.inputs if name in self.exact]
-        with torch.inference_mode():
-            for index in chunks(np.arange(self.exact.samples)):
+
+        def run(index: Index) -> dict[str, Array]:
+            with torch.inference_mode():
                 values = self.exact.take(inputs, index)
                 found = graph.run({n: to_tensor(x, self.device) for n, x in values.items()})
-                self.exact.write(int(index[0]), {n: to_array(x) for n, x in found.items()})
+                return {n: to_array(x) for n, x in found.items()}
+
+        for index, found in run_parts(run, np.arange(self.exact.samples)):
+            self.exact.write(int(index[0]), found)

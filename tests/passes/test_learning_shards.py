@@ -1,0 +1,75 @@
+"""A batch in parts: the gradients of the whole, the same bits whichever thread is first."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ptq.passes.learning.shards import Batch, Shards
+
+CPU = torch.device("cpu")
+
+
+def leaf(size: int = 5) -> Tensor:
+    return torch.linspace(-1, 1, size).requires_grad_()
+
+
+def batch(samples: int) -> Batch:
+    x = np.random.default_rng(samples).normal(size=(samples, 5)).astype(np.float32)
+    return Batch({"x": x}, {}, {"y": x[:, :1]})
+
+
+def mean_loss(weight: Tensor, part: Batch) -> Tensor:
+    x, y = (torch.from_numpy(a) for a in (part.given["x"], part.wanted["y"]))
+    return ((x @ weight[:, None] - y) ** 2).mean()
+
+
+@pytest.mark.parametrize("samples", [1, 2, 7, 32])
+def test_parts_add_up_to_the_whole(samples: int) -> None:
+    weight, other = leaf(), leaf()
+    whole = mean_loss(other, batch(samples))
+    whole.backward()
+    groups = [{"params": [weight]}]
+    with Shards(lambda part, noise: mean_loss(weight, part), groups, CPU, 0) as shards:
+        loss = shards.set_gradients(batch(samples))
+    assert loss == pytest.approx(float(whole.detach()))
+    torch.testing.assert_close(weight.grad, other.grad)
+
+
+def test_the_first_part_may_come_last() -> None:
+    def run(slow: int) -> Tensor:
+        weight = leaf()
+
+        def loss(part: Batch, noise: torch.Generator) -> Tensor:
+            first = np.array_equal(part.given["x"][0], batch(9).given["x"][0])
+            time.sleep(0.05 * (first == (slow == 0)))
+            return mean_loss(weight, part) * torch.rand((), generator=noise)
+
+        with Shards(loss, [{"params": [weight]}], CPU, 3) as shards:
+            shards.set_gradients(batch(9))
+        assert weight.grad is not None
+        return weight.grad
+
+    assert torch.equal(run(0), run(1))
+
+
+def test_what_the_loss_does_not_reach_has_no_gradient() -> None:
+    used, unused = leaf(), leaf()
+    groups = [{"params": [used]}, {"params": [unused]}]
+    with Shards(lambda part, noise: mean_loss(used, part), groups, CPU, 0) as shards:
+        shards.set_gradients(batch(4))
+    assert used.grad is not None
+    assert unused.grad is None
+
+
+def test_an_error_in_a_part_is_raised() -> None:
+    def loss(part: Batch, noise: torch.Generator) -> Tensor:
+        raise RuntimeError("no loss")
+
+    groups = [{"params": [leaf()]}]
+    with Shards(loss, groups, CPU, 0) as shards, pytest.raises(RuntimeError, match="no loss"):
+        shards.set_gradients(batch(4))
