@@ -58,22 +58,34 @@ def no_grids(
 def grid_per_layer(
     how: SearchExponent, context: Context, plan: Plan, units: Sequence[Unit]
 ) -> dict[str, LayerGrid]:
-    """Each layer's best exponent and half offset by its own (weighed) weight error.
-
-    Or each channel's exponent, if the recipe says so; a grouped convolution with several channels a
-    group has one for all, because they are rounded together.
-    """
+    """Each layer's best grid, see `layer_grid`."""
     squares = input_squares(how, context, units)
     chosen: dict[str, LayerGrid] = {}
     for done, unit in enumerate(units, 1):
-        rows, base = weight_rows(unit), base_grid(context, plan, unit)
-        grids = candidate_grids(base, [1 / a for a in how.exponents])
-        errors = shape_errors(rows, grids, squares.get(unit.name))
-        best = grids[int(errors.sum(axis=1).argmin())]
-        alone = context.recipe.exponents == "channel" and groups(unit) in (1, len(rows))
-        chosen[unit.name] = best_of_each(grids, errors, best) if alone else best
+        base = base_grid(context, plan, unit)
+        chosen[unit.name] = layer_grid(how, context, unit, base, squares.get(unit.name))
         context.report(Progress("search exponents", done, len(units), unit.name))
     return chosen
+
+
+def layer_grid(
+    how: SearchExponent,
+    context: Context,
+    unit: Unit,
+    base: Grid,
+    squares: npt.NDArray[np.float64] | None,
+) -> LayerGrid:
+    """A layer's best exponent and half offset by its own (weighed) weight error.
+
+    Or each channel's exponent, if the recipe says so; a grouped convolution with several channels a
+    group has one for all, because they are rounded together.
+    squares: mean squares of its inputs, [groups, K].
+    """
+    rows, grids = weight_rows(unit), candidate_grids(base, [1 / a for a in how.exponents])
+    errors = shape_errors(rows, grids, squares)
+    best = grids[int(errors.sum(axis=1).argmin())]
+    alone = context.recipe.exponents == "channel" and groups(unit) in (1, len(rows))
+    return best_of_each(grids, errors, best) if alone else best
 
 
 def best_of_each(

@@ -42,8 +42,9 @@ def open_workshop(
 ) -> Workshop:
     """Read the model and the samples, and set some samples apart to measure on.
 
-    Rounding is in closed form and on uniform grids, whatever the recipe's effort and grid are:
-    points are many.
+    Rounding is in closed form, whatever the recipe's effort is: points are many. With the grids
+    'power' and 'auto' every width of a layer has its best power grid, or the better of that and
+    the uniform one; with any other, uniform ones.
 
     Raises:
         UsageError: the recipe has a precision map already, or a metric that cannot be read.

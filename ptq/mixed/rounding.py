@@ -24,6 +24,7 @@ from ptq.passes.collect_grams import Moments, batches_of_units, collect_moments,
 from ptq.passes.context import Context, Progress
 from ptq.passes.quantize_weights import quantize_weight
 from ptq.passes.rounding import bias_shift
+from ptq.passes.search_exponent import WIDEST, SearchExponent, base_grid, layer_grid
 from ptq.pipeline import correct_biases
 from ptq.plan import Plan, WeightPlan
 
@@ -104,12 +105,30 @@ def _compute(context: Context, missing: dict[str, list[Job]], folder: Path) -> N
 
 def _round(job: Job, moments: Moments) -> Rounded:
     second_order = job.context.recipe.rounding == "gptq"
-    weight = quantize_weight(job.context, job.plan, job.unit, moments if second_order else None)
+    plan = _with_power_grid(job, moments if second_order else None)
+    weight = quantize_weight(job.context, plan, job.unit, moments if second_order else None)
     mean = moments.mean / max(moments.count, 1)
     exact = weight_rows(job.unit).astype(np.float64)
     rounded = np.moveaxis(weight.dequantize(), weight.axis, 0).reshape(exact.shape)
     shift = bias_shift(exact, rounded, mean, mean) if job.context.recipe.bias_correction else 0.0
     return Rounded(weight, unit_bias(job.unit) + shift)
+
+
+def _with_power_grid(job: Job, moments: Moments | None) -> Plan:
+    """The job's plan with the layer's best power grid, if the recipe has such grids.
+
+    For 'auto', `quantize_weight` then takes it or the uniform one, whichever costs the layer's
+    output less: that is the best grid type at this width, and neither costs more than the other.
+    """
+    context, unit = job.context, job.unit
+    if context.recipe.grid not in ("power", "auto") or context.weight_bits(unit) > WIDEST:
+        return job.plan
+    squares = None
+    if moments is not None:
+        squares = np.diagonal(moments.gram, axis1=1, axis2=2) / max(moments.count, 1)
+    base = base_grid(context, job.plan, unit)
+    grid = layer_grid(SearchExponent(), context, unit, base, squares)
+    return job.plan.with_grids({unit.name: grid})
 
 
 def _write(path: Path, name: str, rounded: Rounded) -> None:

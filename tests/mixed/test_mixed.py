@@ -71,6 +71,24 @@ def test_a_weight_is_rounded_once_at_each_width(
         np.testing.assert_array_equal(found.bias, again[key].bias)
 
 
+def test_every_width_of_a_layer_has_the_better_grid_type(folder: Path, workshop: Workshop) -> None:
+    options = Options(folder / "auto")
+    auto = open_workshop(
+        folder / "model.onnx", folder / "samples.npz", Recipe(grid="auto"), options
+    )
+    studies = {"uniform": workshop.study, "auto": auto.study}
+    found = {
+        name: rounding.round_all(study, rounding.jobs_at(study, study.run, (2, 4, 8)))
+        for name, study in studies.items()
+    }
+    grids = {r.weight.grid for r in found["auto"].values()}
+    assert any(grid.power > 1 for grid in grids)
+    assert all(grid.power == 1 for grid in grids if grid.bits == 8)
+    assert all(r.weight.grid.power == 1 for r in found["uniform"].values())
+    narrow = {choice.layer: Precision(2) for choice in auto.chooser.problem.choices}
+    assert auto.measure(narrow).quality.loss < 1
+
+
 def test_average_bits_and_size_are_kept_by_the_file_itself(workshop: Workshop) -> None:
     _, narrow = within(workshop, Budgets(average_bits=3.0))
     assert narrow.average_bits <= 3.0
