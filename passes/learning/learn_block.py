@@ -26,7 +26,7 @@ from ptq.passes.learning.learned import Learned, start_learning
 from ptq.passes.learning.losses import Loss
 from ptq.passes.learning.optimizers import OPTIMIZERS
 from ptq.passes.learning.scales import Scales
-from ptq.passes.learning.shards import Batch, LossOf, Shards
+from ptq.passes.learning.shards import Batch, LossOf, shared_batches
 from ptq.passes.learning.steps import BlockSteps
 
 Array = npt.NDArray[Any]
@@ -84,14 +84,14 @@ def learn_block(task: Task, options: Options) -> tuple[list[Learned], Scales]:
     optimizer = OPTIMIZERS[options.optimizer](groups)
     rates = [group["lr"] for group in optimizer.param_groups]
     generator = np.random.default_rng(options.seed)
-    with Shards(
-        _loss_of(task, options, learned, scales, device), groups, device, options.seed
-    ) as s:
+    leaves = [tensor for group in groups for tensor in group["params"]]
+    loss_of = _loss_of(task, options, learned, scales, device)
+    with shared_batches(loss_of, leaves, device, options.seed) as set_gradients:
         for done in range(options.iterations):
             share = done / options.iterations
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * decay(share / FROZEN.get(group["kind"], 1.0))
-            loss = s.set_gradients(task.draw(generator))
+            loss = set_gradients(task.draw(generator))
             penalty = _penalty(learned, share, options)
             if penalty is not None:
                 penalty.backward()

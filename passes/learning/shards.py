@@ -6,12 +6,13 @@ on the number of processors nor on which thread is first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,52 +48,36 @@ LossOf = Callable[[Batch, torch.Generator], Tensor]
 """What is minimised, a mean over the samples, and random numbers for it."""
 
 
-class Shards:
-    """Threads that share a batch.
+@contextmanager
+def shared_batches(
+    loss_of: LossOf, leaves: Sequence[Tensor], device: torch.device, seed: int
+) -> Iterator[Callable[[Batch], float]]:
+    """A function that leaves the gradients of a batch's loss in the leaves, and returns the loss.
 
-    loss_of: called in several threads at a time. groups: the optimizer's; their tensors are given
-    gradients. seed: each part has its own random numbers.
+    loss_of: called in several threads at a time. seed: each part has its own random numbers.
     """
+    parts = PARTS.get(device.type, 1)
+    noise = [torch.Generator(device).manual_seed(seed + i) for i in range(parts)]
+    with ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield partial(_set_gradients, pool, loss_of, leaves, noise)
 
-    def __init__(
-        self,
-        loss_of: LossOf,
-        groups: Sequence[Mapping[str, Any]],
-        device: torch.device,
-        seed: int,
-    ) -> None:
-        self._loss_of = loss_of
-        self._leaves: list[Tensor] = [x for group in groups for x in group["params"]]
-        parts = PARTS.get(device.type, 1)
-        self._noise = [torch.Generator(device).manual_seed(seed + i) for i in range(parts)]
-        self._pool = ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,))
 
-    def __enter__(self) -> Self:
-        return self
+def _set_gradients(
+    pool: ThreadPoolExecutor,
+    loss_of: LossOf,
+    leaves: Sequence[Tensor],
+    noise: Sequence[torch.Generator],
+    batch: Batch,
+) -> float:
+    bounds = np.linspace(0, len(batch), min(len(noise), len(batch)) + 1).astype(int)
+    parts = [batch.rows(slice(a, b)) for a, b in pairwise(bounds)]
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    def gradients(part: Batch, generator: torch.Generator) -> tuple[float, Sequence[Tensor | None]]:
+        loss = loss_of(part, generator) * (len(part) / len(batch))
+        return float(loss.detach()), torch.autograd.grad(loss, leaves, allow_unused=True)
 
-    def set_gradients(self, batch: Batch) -> float:
-        """Leave the gradients of the batch's loss in the tensors; returns the loss."""
-        bounds = np.linspace(0, len(batch), min(len(self._noise), len(batch)) + 1).astype(int)
-        shares = np.diff(bounds) / len(batch)
-        parts = [batch.rows(slice(a, b)) for a, b in pairwise(bounds)]
-        found = list(self._pool.map(self._gradients, parts, self._noise))
-        for index, leaf in enumerate(self._leaves):
-            terms = [
-                float(share) * gradients[index]
-                for share, (_, gradients) in zip(shares, found, strict=True)
-                if gradients[index] is not None
-            ]
-            leaf.grad = sum(terms[1:], terms[0]) if terms else None
-        return float(sum(share * loss for share, (loss, _) in zip(shares, found, strict=True)))
-
-    def _gradients(self, part: Batch, noise: torch.Generator) -> tuple[float, Sequence[Any]]:
-        loss = self._loss_of(part, noise)
-        return float(loss.detach()), torch.autograd.grad(loss, self._leaves, allow_unused=True)
+    losses, found = zip(*pool.map(gradients, parts, noise), strict=True)
+    for leaf, terms in zip(leaves, zip(*found, strict=True), strict=True):
+        known = [term for term in terms if term is not None]
+        leaf.grad = sum(known[1:], known[0]) if known else None
+    return float(sum(losses))

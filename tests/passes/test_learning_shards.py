@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptq.passes.learning.shards import Batch, Shards
+from ptq.passes.learning.shards import Batch, shared_batches
 
 CPU = torch.device("cpu")
 
@@ -33,9 +33,8 @@ def test_parts_add_up_to_the_whole(samples: int) -> None:
     weight, other = leaf(), leaf()
     whole = mean_loss(other, batch(samples))
     whole.backward()
-    groups = [{"params": [weight]}]
-    with Shards(lambda part, noise: mean_loss(weight, part), groups, CPU, 0) as shards:
-        loss = shards.set_gradients(batch(samples))
+    with shared_batches(lambda part, _: mean_loss(weight, part), [weight], CPU, 0) as set_gradients:
+        loss = set_gradients(batch(samples))
     assert loss == pytest.approx(float(whole.detach()))
     torch.testing.assert_close(weight.grad, other.grad)
 
@@ -49,8 +48,8 @@ def test_the_first_part_may_come_last() -> None:
             time.sleep(0.05 * (first == (slow == 0)))
             return mean_loss(weight, part) * torch.rand((), generator=noise)
 
-        with Shards(loss, [{"params": [weight]}], CPU, 3) as shards:
-            shards.set_gradients(batch(9))
+        with shared_batches(loss, [weight], CPU, 3) as set_gradients:
+            set_gradients(batch(9))
         assert weight.grad is not None
         return weight.grad
 
@@ -59,9 +58,9 @@ def test_the_first_part_may_come_last() -> None:
 
 def test_what_the_loss_does_not_reach_has_no_gradient() -> None:
     used, unused = leaf(), leaf()
-    groups = [{"params": [used]}, {"params": [unused]}]
-    with Shards(lambda part, noise: mean_loss(used, part), groups, CPU, 0) as shards:
-        shards.set_gradients(batch(4))
+    leaves = [used, unused]
+    with shared_batches(lambda part, _: mean_loss(used, part), leaves, CPU, 0) as set_gradients:
+        set_gradients(batch(4))
     assert used.grad is not None
     assert unused.grad is None
 
@@ -70,6 +69,6 @@ def test_an_error_in_a_part_is_raised() -> None:
     def loss(part: Batch, noise: torch.Generator) -> Tensor:
         raise RuntimeError("no loss")
 
-    groups = [{"params": [leaf()]}]
-    with Shards(loss, groups, CPU, 0) as shards, pytest.raises(RuntimeError, match="no loss"):
-        shards.set_gradients(batch(4))
+    with shared_batches(loss, [leaf()], CPU, 0) as set_gradients:  # noqa: SIM117
+        with pytest.raises(RuntimeError, match="no loss"):
+            set_gradients(batch(4))
