@@ -8,7 +8,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.kernel import Array, Buffer, Parameter, local
+from ptq.kernels.kernel import Array, Buffer, Expr, Parameter, local
 from ptq.kernels.requantize import Rounding
 
 LANES = 16
@@ -19,7 +19,8 @@ class Depthwise:
     """y = requantize(bias + sum x * weight), channel by channel; the zero point is in the bias.
 
     x: [rows, width, channels] bytes, padded. taps: where the window's pixels are, bytes from its
-    corner. narrow: all sums of a channel fit in 16 bits, whatever the codes are.
+    corner. narrow: all sums of a channel fit in 16 bits, whatever the codes are. paired: x86
+    multiplies two taps at a time and adds them in 32 bits (vpmaddwd); their number is even then.
     """
 
     taps: tuple[int, ...]
@@ -29,10 +30,16 @@ class Depthwise:
     out_width: int
     channels: int
     narrow: bool
+    paired: bool
     rounding: Rounding
 
+    @property
+    def sums(self) -> str:
+        """What sums are collected in."""
+        return "int16" if self.narrow else "int32"
+
     def parameters(self) -> tuple[Parameter, ...]:
-        """weight int16 [taps, channels]; bias int32 and ratio float32 [channels]; x, y uint8."""
+        """weight int16 [taps, channels], or [pairs, channels, 2]; bias, ratio [channels]; x, y."""
         last = (self.out_rows - 1) * self.row_bytes + (self.out_width - 1) * self.pixel_bytes
         return (
             Parameter("weight", "int16", len(self.taps) * self.channels),
@@ -43,32 +50,59 @@ class Depthwise:
         )
 
     def emit(self, *buffers: Buffer) -> None:
-        """A product of a code and a weight fits in 16 bits: 255 * 128 < 2^15."""
+        """One vector of channels after another along a row, so that its weights stay at hand."""
         weight, bias, ratio, x, y = buffers
-        kind = "int16" if self.narrow else "int32"
+        add = self._add_pairs if self.paired else self._add_products
         with (
             T.parallel(self.out_rows) as row,
             T.serial(0, self.channels // LANES) as block,
             T.serial(0, self.out_width) as column,
         ):
-            acc = local(kind, LANES)
+            acc = local(self.sums, LANES)
             every = tirx.Ramp(0, 1, LANES)
-            T.buffer_store(acc, T.broadcast(tirx.const(0, kind), LANES), [every])
+            T.buffer_store(acc, T.broadcast(tirx.const(0, self.sums), LANES), [every])
             corner = row * self.row_bytes + column * self.pixel_bytes + block * LANES
-            for number, tap in enumerate(self.taps):
-                codes = T.Cast(f"int16x{LANES}", x[tirx.Ramp(corner + tap, 1, LANES)])
-                factor = weight[tirx.Ramp(number * self.channels + block * LANES, 1, LANES)]
-                product = T.Cast(f"{kind}x{LANES}", codes * factor)
-                T.buffer_store(acc, acc[every] + product, [every])
+            add(acc, weight, x, block * LANES, corner)
             channels = tirx.Ramp(block * LANES, 1, LANES)
             total = T.Cast(f"int32x{LANES}", acc[every]) + bias[channels]
             code = self.rounding.floating(total, ratio[channels], LANES)
             start = (row * self.out_width + column) * self.channels + block * LANES
             T.buffer_store(y, code, [tirx.Ramp(start, 1, LANES)])
 
+    def _add_products(self, acc: Buffer, weight: Buffer, x: Buffer, first: Expr, at: Expr) -> None:
+        """A product of a code and a weight fits in 16 bits: 255 * 128 < 2^15."""
+        every = tirx.Ramp(0, 1, LANES)
+        for number, tap in enumerate(self.taps):
+            codes = T.Cast(f"int16x{LANES}", x[tirx.Ramp(at + tap, 1, LANES)])
+            factor = weight[tirx.Ramp(number * self.channels + first, 1, LANES)]
+            product = T.Cast(f"{self.sums}x{LANES}", codes * factor)
+            T.buffer_store(acc, acc[every] + product, [every])
+
+    def _add_pairs(self, acc: Buffer, weight: Buffer, x: Buffer, first: Expr, at: Expr) -> None:
+        """Codes of two taps, channel by channel beside each other, half a vector at a time."""
+        half = LANES // 2
+        for number in range(0, len(self.taps), 2):
+            pair = [
+                T.Bind(x[tirx.Ramp(at + tap, 1, LANES)]) for tap in self.taps[number : number + 2]
+            ]
+            for part in range(2):
+                order = [side * LANES + part * half + i for i in range(half) for side in range(2)]
+                mixed = tirx.Shuffle(pair, [tirx.const(i, "int32") for i in order])
+                place = (number // 2 * self.channels + first) * 2 + part * LANES
+                factors = weight[tirx.Ramp(place, 1, LANES)]
+                sums = T.call_llvm_pure_intrin(
+                    f"int32x{half}", "llvm.x86.avx2.pmadd.wd",
+                    T.Cast(f"int16x{LANES}", mixed), factors,
+                )  # fmt: skip
+                lanes = tirx.Ramp(part * half, 1, half)
+                T.buffer_store(acc, acc[lanes] + sums, [lanes])
+
     def oracle(self, weight: Array, bias: Array, ratio: Array, x: Array) -> Array:
         """Pixel by pixel in int64; rounds as the float proof allows."""
         taps = weight.reshape(len(self.taps), self.channels).astype(np.int64)
+        if self.paired:
+            by_pair = weight.reshape(-1, self.channels, 2).transpose(0, 2, 1)
+            taps = by_pair.reshape(-1, self.channels).astype(np.int64)
         out = np.zeros((self.out_rows, self.out_width, self.channels), np.uint8)
         r = self.rounding
         for row, column in np.ndindex(self.out_rows, self.out_width):

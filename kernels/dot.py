@@ -31,6 +31,7 @@ class Isa:
     weights, added to an accumulator.
     shuffle: bytes of a table by codes below 16, in each 128-bit lane: (int8, uint8) -> int8.
     offset: what `dots` takes off every code before it multiplies; the bias has to make up for it.
+    pairs_of_words: has AVX2's sum of two 16-bit products in 32 bits (vpmaddwd).
     """
 
     name: str
@@ -39,6 +40,7 @@ class Isa:
     dots: Callable[[Expr, Sequence[Expr], Sequence[Expr]], Expr]
     shuffle: Callable[[Expr, Expr], Expr]
     offset: int = 0
+    pairs_of_words: bool = True
 
 
 def _avx2(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:

@@ -60,10 +60,12 @@ def test_packed_convolution_equals_its_oracle(name: str) -> None:
 
 
 @needs_avx2
-@pytest.mark.parametrize(("narrow", "reach"), [(True, 14), (False, 128)])
-def test_depthwise_equals_its_oracle(narrow: bool, reach: int) -> None:
+@pytest.mark.parametrize(
+    ("narrow", "paired", "reach"), [(True, False, 14), (False, False, 128), (False, True, 128)]
+)
+def test_depthwise_equals_its_oracle(narrow: bool, paired: bool, reach: int) -> None:
     taps = tuple(256 * i + 32 * j for i in range(3) for j in range(3))
-    kernel = Depthwise(taps, 512, 32, 3, 6, 32, narrow, ROUND)
+    kernel = Depthwise(taps + taps[-1:] * paired, 512, 32, 3, 6, 32, narrow, paired, ROUND)
     arrays = contents(kernel, reach)
     arrays[0] = np.clip(arrays[0], -128, 127)
     wanted = kernel.oracle(*arrays)

@@ -58,7 +58,7 @@ def fast_convolution(state: Lowering, step: Convolve) -> bool:
     step = _as_image(step)
     image = _padded(state, step)
     if depthwise and step.groups > 1:
-        _depthwise(state, step, image)
+        _depthwise(state, step, image, isa)
     else:
         _packed(state, step, image, isa)
     return True
@@ -187,22 +187,30 @@ def _group(kernel: PackedConvolution, rows: Array) -> int:
     return dot.safe_quads(packed.reshape(blocks, runs, quads, vectors * lanes, quad))
 
 
-def _depthwise(state: Lowering, step: Convolve, image: Image) -> None:
+def _depthwise(state: Lowering, step: Convolve, image: Image, isa: dot.Isa) -> None:
     channels, _, tall, wide = step.weight.shape
     row, (down, right) = image.width * channels, step.dilations
-    weight = step.weight.reshape(channels, -1).T.astype(np.int16)  # [taps, channels]
+    weight: Array = step.weight.reshape(channels, -1).T.astype(np.int16)  # [taps, channels]
     reach = np.abs(weight.astype(np.int64)).sum(axis=0).max() * 255
+    sums = weight.astype(np.int64).sum(axis=0)
+    taps = [i * down * row + j * right * channels for i in range(tall) for j in range(wide)]
+    narrow = bool(reach < 2**15)
+    paired = isa.pairs_of_words and not narrow
+    if paired and len(taps) % 2:
+        taps, weight = [*taps, taps[-1]], np.concatenate([weight, 0 * weight[:1]])
+    if paired:
+        weight = weight.reshape(-1, 2, channels).transpose(0, 2, 1)
     kernel = Depthwise(
-        tuple(i * down * row + j * right * channels for i in range(tall) for j in range(wide)),
+        tuple(taps),
         step.strides[0] * row,
         step.strides[1] * channels,
         image.out_rows,
         image.out_width,
         channels,
-        bool(reach < 2**15),
+        narrow,
+        paired,
         _rounding(step.requantizer),
     )
-    sums = weight.astype(np.int64).sum(axis=0)
     constants = _constants(state, step, sums, channels)
     operands = state.constant(weight.reshape(-1)), *constants, image.operand
     state.call(step.name, kernel, *operands, state.codes(step.output))
