@@ -29,7 +29,8 @@ class ChooseActivationGrids:
 
     1. Limits of a fused Relu or Clip bound the range, so that saturation does the clipping.
     2. Softmax outputs have the fixed grid 1/256, zero point 0.
-    3. Constants (embeddings too) are chosen for like activations, from their own values.
+    3. Constants are chosen for like activations, from their own values. Tables of embeddings keep
+       their whole range: nothing says how often a row is read, and frequent ones have outliers.
     4. The result of a Concat lends its grid to operands that nobody else reads.
     """
 
@@ -37,6 +38,7 @@ class ChooseActivationGrids:
         """A plan with a grid for every site of the outline."""
         outline, method = context.outline, context.recipe.calib_method
         chosen: dict[str, ActivationPlan] = {}
+        whole = _whole_ranges(outline)
         for site in outline.sites.values():
             if site.fixed:
                 chosen[site.name] = ActivationPlan(Grid(8), SOFTMAX_SCALE, 0)
@@ -49,13 +51,20 @@ class ChooseActivationGrids:
                 if histogram is None
                 else choose_range(
                     histogram,
-                    method if site.bits < WIDE_BITS else "minmax",
+                    "minmax" if site.name in whole else method,
                     site.bits,
                     limits=site.limits,
                 )
             )
             chosen[site.name] = affine_grid(low, high, site)
         return plan.with_activations(_lend_concat_grids(outline, chosen))
+
+
+def _whole_ranges(outline: Outline) -> set[str]:
+    """Sites of 16 bits, which can afford it, and tables that rows are gathered from."""
+    tables = {u.inputs[0] for u in outline.units if u.node.op_type == "Gather"}
+    wide = {site.name for site in outline.sites.values() if site.bits == WIDE_BITS}
+    return wide | (tables & set(outline.constants))
 
 
 def affine_grid(low: float, high: float, site: Site) -> ActivationPlan:

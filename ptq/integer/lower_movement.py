@@ -6,7 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from ptq.grid import Codes
 from ptq.integer import claims
+from ptq.integer.lower_embedding import is_wide_embedding, lower_embedding
 from ptq.integer.lowering import Lowering
 from ptq.integer.program import Apply, Ref
 from ptq.integer.units import Island, Unit, operands
@@ -14,6 +16,9 @@ from ptq.integer.units import Island, Unit, operands
 
 def lower_move(state: Lowering, unit: Unit) -> None:
     """Data movement: the same node on codes."""
+    if is_wide_embedding(state, unit):
+        lower_embedding(state, unit)
+        return
     x = state.need_codes(unit.inputs[0])
     refs: list[Ref | None] = [Ref(unit.inputs[0], codes=True)]
     op_type, node = unit.node.op_type, unit.node
@@ -42,8 +47,8 @@ def _number(value: ir.Value) -> npt.NDArray[np.float32]:
     return np.zeros((), np.float32) if array is None else array.astype(np.float32).reshape(())
 
 
-def _code_constant(state: Lowering, name: str, code: npt.NDArray[np.uint8]) -> Ref:
-    state.constants[name] = np.asarray(code, np.uint8)
+def _code_constant(state: Lowering, name: str, code: Codes) -> Ref:
+    state.constants[name] = np.asarray(code)
     return Ref(name, codes=False)
 
 

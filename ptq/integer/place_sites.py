@@ -74,7 +74,7 @@ def place_sites(items: tuple[Unit | Island, ...], model: ir.Model, recipe: Recip
                     fixed.add(name)
     bits = _widths(units, aliases, recipe)
     if recipe.residual_bits == WIDE_BITS:
-        bits |= dict.fromkeys(_wide(units, aliases, model), WIDE_BITS)
+        bits |= dict.fromkeys(_wide(units, aliases, constants, model), WIDE_BITS)
     said = _widths([u for u in units if u.precision.activation_bits], aliases, recipe)
     unbounded = (-float("inf"), float("inf"))
     sites = {
@@ -107,11 +107,14 @@ def _widths(units: list[Unit], aliases: Mapping[str, str], recipe: Recipe) -> di
     return bits
 
 
-def _wide(units: list[Unit], aliases: Mapping[str, str], model: ir.Model) -> set[str]:
+def _wide(
+    units: list[Unit], aliases: Mapping[str, str], constants: Iterable[str], model: ir.Model
+) -> set[str]:
     """Sums, products and norms that norms read, or additions that lead to one, and nobody else.
 
     That is the residual stream of a transformer: a few of its channels are hundreds of times
-    larger than the others, and the norm takes them apart again.
+    larger than the others, and the norm takes them apart again. Embeddings and other constants
+    that are added up in it belong to it.
     """
     readers: dict[str, list[Unit]] = {}
     for unit in units:
@@ -119,15 +122,18 @@ def _wide(units: list[Unit], aliases: Mapping[str, str], model: ir.Model) -> set
             readers.setdefault(aliases.get(name, name), []).append(unit)
     kept = {aliases.get(name_of(v), name_of(v)) for v in model.graph.outputs}
     found: set[str] = set()
-    for unit in reversed(units):
-        reading = readers.get(unit.output, []) if unit.kind in ("gemm", "add", "norm") else []
-        bounded = unit.clamp != (-float("inf"), float("inf"))
-        if unit.output in kept or not reading or bounded:
-            continue
+
+    def residual(name: str) -> bool:
+        reading = readers.get(name, [])
         normed = [r.kind == "norm" or (r.kind == "add" and r.output in found) for r in reading]
-        if any(normed) and all(r.kind in ("norm", "add") for r in reading):
+        return any(normed) and all(r.kind in ("norm", "add") for r in reading)
+
+    for unit in reversed(units):
+        bounded = unit.clamp != (-float("inf"), float("inf"))
+        candidate = unit.kind in ("gemm", "add", "norm") and not bounded
+        if candidate and unit.output not in kept and residual(unit.output):
             found.add(unit.output)
-    return found
+    return found | {name for name in constants if name not in kept and residual(name)}
 
 
 def _edge_input_bits(recipe: Recipe) -> int:

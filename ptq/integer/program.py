@@ -126,7 +126,7 @@ class Multiply:
 class Lookup:
     """output = table[input], or table[channel, input] along `axis`.
 
-    table: uint8 [256] or [channels, 256].
+    table: uint8 or uint16, [256] or [channels, 256].
     function: what the table computes, for people ("Sigmoid", "requantize").
     """
 

@@ -146,7 +146,7 @@ def look_up(b: Builder, step: Lookup, codes: ir.Value, axis: int) -> ir.Value:
     if step.table.ndim == 2:
         offset = _channels(256 * np.arange(len(step.table)), _trailing_axes(b, codes, axis))
         index = b.node("Add", [index, b.constant(offset, np.int32, "c")])
-    table = b.constant(step.table.reshape(-1), np.uint8, "t")
+    table = b.constant(step.table.reshape(-1), step.table.dtype, "t")
     found = b.node("GatherElements", [table, b.node("Reshape", [index, int64(b, [-1])])])
     return b.node("Reshape", [found, shape_of(b, codes)])
 

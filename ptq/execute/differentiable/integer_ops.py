@@ -161,9 +161,9 @@ def _mean(s: Scope, step: Mean) -> None:
 
 def _lookup(s: Scope, step: Lookup) -> None:
     """An entry that is already a code rounds to itself; a learned table need not hold codes."""
-    table = s.own(step.name, "table", step.table)
+    table = s.own(step.name, "table", step.table.astype(np.int32))  # torch has no uint16
     x = interpolate(table, s.codes[step.input].to(table.dtype), step.axis)
-    s.emit(step.output, x, 0, 0, 255)
+    s.emit(step.output, x, 0, 0, np.iinfo(step.table.dtype).max)
 
 
 def _softmax(s: Scope, step: Softmax) -> None:

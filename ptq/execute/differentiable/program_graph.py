@@ -154,7 +154,7 @@ class ProgramGraph:
         for name, array in self._program.code_constants.items():
             key = f"code {name}"
             if key not in self._cache:
-                self._cache[key] = to_tensor(array, self._device).to(self._dtype)
+                self._cache[key] = to_tensor(array.astype(np.int32), self._device).to(self._dtype)
             found[name] = self._cache[key]
         return found
 
