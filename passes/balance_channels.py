@@ -1,6 +1,6 @@
-"""Balance the channels of a layer norm's output with the weights that multiply it.
+"""Balance the channels of a layer norm, or of a curve such as GELU, with the weights behind them.
 
-    (LN(x; g, b) / s) @ (s W) = LN(x; g, b) @ W,   LN(x; g, b) / s = LN(x; g / s, b / s)
+    (y / s) @ (s W) = y @ W,   LN(x; g, b) / s = LN(x; g / s, b / s),   f(x) / s: a table a channel
 
 for any s > 0, a number a channel: exact in float. With s = 1 a channel far wider than the others
 takes the codes of all; with s = its range the weights have the outliers instead. Candidates:
@@ -8,7 +8,7 @@ takes the codes of all; with s = its range the weights have the outliers instead
     s_j = max |x_j|^a / max |w_j|^(1 - a), a in ALPHAS     SmoothQuant, arXiv 2211.10438, eq. 4
     s_j = range of x_j                                     RepQ-ViT, arXiv 2212.08254, scales only
 
-each normalised to a geometric mean of one. For every norm the candidate is kept whose product,
+each normalised to a geometric mean of one. For every source the candidate is kept whose product,
 with input and weights rounded to the recipe's widths, is nearest to the float product on samples
 that s was not made from; s = 1 is a candidate, and the winner must gain GAIN over it.
 """
@@ -25,7 +25,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ptq.execute.float import FloatRunner
-from ptq.passes.rewriting import add_initializer, constant, int_attribute, is_op
+from ptq.passes.rewriting import add_initializer, constant, int_attribute, is_op, new_node
 
 Array = npt.NDArray[Any]
 Batches = Callable[[int], Iterator[Mapping[str, Array]]]
@@ -35,13 +35,18 @@ GAIN = 0.2
 ROWS = 1024
 BATCH = 8
 SMALLEST = 1e-5
+CURVES = ("Gelu", "Erf", "Sigmoid", "Tanh", "Swish", "Mish", "Softplus", "HardSwish", "HardSigmoid",
+          "Elu")  # fmt: skip
+ARITHMETIC = ("Mul", "Add", "Sub", "Div", "Pow")
+LONGEST_FUNCTION = 12
+"""Nodes in a row of one function; GELU by tanh, written out, has 9."""
 
 
 @dataclass(frozen=True)
 class Balanced:
-    """A norm whose channels were rescaled: relative squared error of its products, held out."""
+    """A node whose channels were rescaled: relative squared error of its products, held out."""
 
-    norm: str
+    node: str
     candidate: str
     error_before: float
     error_after: float
@@ -50,31 +55,57 @@ class Balanced:
 def balance_channels(
     model: ir.Model, batches: Batches, weight_bits: int, activation_bits: int
 ) -> tuple[ir.Model, tuple[Balanced, ...]]:
-    """A copy of the prepared model with every norm balanced that gains, and what was done."""
+    """A copy of the prepared model with every source balanced that gains, and what was done."""
     model = model.clone()
-    norms = [node for node in model.graph if is_op(node, "LayerNormalization")]
-    found = {id(norm): products for norm in norms if (products := _products(norm))}
-    norms = [norm for norm in norms if id(norm) in found]
-    if not norms:
+    found = {
+        str(node.outputs[0].name): (node, products)
+        for node in model.graph
+        if (_is_norm(node) or _is_function(node)) and (products := _products(node))
+    }
+    if not found:
         return model, ()
-    rows = _rows(model, [str(n.outputs[0].name) for n in norms], batches)
+    rows = _rows(model, list(found), batches)
     done = []
-    for norm in norms:
-        weights = [_rows_first(node) for node in found[id(norm)]]
-        bits = weight_bits, activation_bits
-        made = _best(rows[str(norm.outputs[0].name)], np.concatenate(weights, axis=1), bits)
+    for name, (node, products) in found.items():
+        weights = np.concatenate([_rows_first(product) for product in products], axis=1)
+        made = _best(rows[name], weights, (weight_bits, activation_bits))
         if made is not None:
-            name, factor, before, after = made
-            _apply(model.graph, norm, found[id(norm)], factor)
-            done.append(Balanced(str(norm.name), name, before, after))
+            candidate, factor, before, after = made
+            (_divide_norm if _is_norm(node) else _divide_function)(model.graph, node, factor)
+            _multiply_weights(model.graph, products, factor)
+            done.append(Balanced(str(node.name), candidate, before, after))
     return model, tuple(done)
 
 
-def _products(norm: ir.Node) -> list[ir.Node]:
-    """The products with constant weights that read the norm, if nothing else does."""
-    output, uses = norm.outputs[0], list(norm.outputs[0].uses())
-    affine = [constant(value) for value in norm.inputs[1:]]
-    if output.is_graph_output() or any(array is None or array.ndim != 1 for array in affine):
+def _is_norm(node: ir.Node) -> bool:
+    affine = [constant(value) for value in node.inputs[1:]]
+    rows = all(array is not None and array.ndim == 1 for array in affine)
+    return is_op(node, "LayerNormalization") and rows
+
+
+def _is_function(node: ir.Node) -> bool:
+    """True if elementwise nodes, a curve among them, compute the output from one tensor."""
+    roots, curved, left = set(), False, [(node.outputs[0], LONGEST_FUNCTION)]
+    while left:
+        value, depth = left.pop()
+        made = value.producer()
+        if made is not None and depth and is_op(made, *CURVES, *ARITHMETIC):
+            curved = curved or is_op(made, *CURVES)
+            left += [(v, depth - 1) for v in made.inputs if v is not None and not _is_number(v)]
+        else:
+            roots.add(id(value))
+    return curved and len(roots) == 1
+
+
+def _is_number(value: ir.Value) -> bool:
+    array = constant(value)
+    return array is not None and array.size == 1
+
+
+def _products(source: ir.Node) -> list[ir.Node]:
+    """The products with constant weights that read the source, if nothing else does."""
+    output, uses = source.outputs[0], list(source.outputs[0].uses())
+    if output.is_graph_output():
         return []
     for use in uses:
         weight = constant(use.node.inputs[1]) if is_op(use.node, "MatMul", "Gemm") else None
@@ -150,12 +181,29 @@ def _error(x: Array, weight: Array, factor: Array, bits: tuple[int, int]) -> flo
     return float(((found - product) ** 2).sum() / max((product**2).sum(), SMALLEST))
 
 
-def _apply(graph: ir.Graph, norm: ir.Node, products: list[ir.Node], factor: Array) -> None:
-    """Divide scale and bias, multiply the weights' rows; each gets a constant of its own."""
+def _divide_norm(graph: ir.Graph, norm: ir.Node, factor: Array) -> None:
+    """Divide scale and bias; each gets a constant of its own."""
     for index, value in enumerate(norm.inputs[1:], 1):
         array = constant(value)
         if array is not None and value is not None:
             _replace(graph, norm, index, array.astype(np.float64) / factor)
+
+
+def _divide_function(graph: ir.Graph, function: ir.Node, factor: Array) -> None:
+    """Divide the output: a product with a constant row, which joins the function's table."""
+    output = function.outputs[0]
+    uses = list(output.uses())
+    row = add_initializer(graph, f"{output.name}/balance", (1 / factor).astype(np.float32))
+    scaled = new_node("Mul", [output, row], like=output)
+    scaled.outputs[0].shape = output.shape
+    scaled.name, scaled.outputs[0].name = f"{function.name}/balance", f"{output.name}/balanced"
+    graph.insert_after(function, scaled)
+    for use in uses:
+        use.node.replace_input_with(use.idx, scaled.outputs[0])
+
+
+def _multiply_weights(graph: ir.Graph, products: list[ir.Node], factor: Array) -> None:
+    """Multiply the rows of the weights; each gets a constant of its own."""
     for node in products:
         rows = _rows_first(node) * factor[:, None]
         _replace(graph, node, 1, rows.T if int_attribute(node, "transB", 0) else rows)

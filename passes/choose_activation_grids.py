@@ -18,6 +18,8 @@ from ptq.passes.context import Context
 from ptq.plan import ActivationPlan, Plan
 
 SOFTMAX_SCALE = np.float32(2.0**-8)
+HEADROOM = 2.0
+"""Of 16 bits, which have precision to spare: samples not seen yet have larger outliers."""
 SMALLEST_SCALE = 1e-12
 ALWAYS_ZERO = 1.0
 """Range of a tensor that is always zero; a tiny one would need multipliers that are not short."""
@@ -28,10 +30,11 @@ class ChooseActivationGrids:
     """Ranges by the recipe's calib_method, then affine grids with an even zero point.
 
     1. Limits of a fused Relu or Clip bound the range, so that saturation does the clipping.
-    2. Softmax outputs have the fixed grid 1/256, zero point 0.
-    3. Constants are chosen for like activations, from their own values. Tables of embeddings keep
+    2. 16-bit codes reach twice as far as the samples; 8-bit ones clip for the least error.
+    3. Softmax outputs have the fixed grid 1/256, zero point 0.
+    4. Constants are chosen for like activations, from their own values. Tables of embeddings keep
        their whole range: nothing says how often a row is read, and frequent ones have outliers.
-    4. The result of a Concat lends its grid to operands that nobody else reads.
+    5. The result of a Concat lends its grid to operands that nobody else reads.
     """
 
     def __call__(self, context: Context, plan: Plan, histograms: Mapping[str, Histogram]) -> Plan:
@@ -46,17 +49,8 @@ class ChooseActivationGrids:
             histogram = histograms.get(site.name)
             if site.source == "constant":
                 histogram = _histogram(constant(outline.constants[site.name]))
-            low, high = (
-                (0.0, 0.0)
-                if histogram is None
-                else choose_range(
-                    histogram,
-                    "minmax" if site.name in whole else method,
-                    site.bits,
-                    limits=site.limits,
-                )
-            )
-            chosen[site.name] = affine_grid(low, high, site)
+            how = "minmax" if site.name in whole else method
+            chosen[site.name] = affine_grid(*_range(site, histogram, how), site)
         return plan.with_activations(_lend_concat_grids(outline, chosen))
 
 
@@ -65,6 +59,14 @@ def _whole_ranges(outline: Outline) -> set[str]:
     tables = {u.inputs[0] for u in outline.units if u.node.op_type == "Gather"}
     wide = {site.name for site in outline.sites.values() if site.bits == WIDE_BITS}
     return wide | (tables & set(outline.constants))
+
+
+def _range(site: Site, histogram: Histogram | None, method: str) -> tuple[float, float]:
+    if histogram is None:
+        return 0.0, 0.0
+    low, high = choose_range(histogram, method, site.bits, limits=site.limits)
+    wide = site.bits == WIDE_BITS and site.source != "constant"
+    return (HEADROOM * low, HEADROOM * high) if wide else (low, high)
 
 
 def affine_grid(low: float, high: float, site: Site) -> ActivationPlan:

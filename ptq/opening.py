@@ -95,8 +95,8 @@ def begin(
         bits = recipe.weight_bits, recipe.activation_bits
         float_model, balanced = balance_channels(float_model, counted.batches, *bits)
         sketch = outline(float_model, recipe) if balanced else sketch
-        for norm in balanced:
-            _LOG.info("%s", norm)
+        for source in balanced:
+            _LOG.info("%s", source)
     context = Context(
         float_model, sketch, recipe, counted.batches, report, samples.samples, how.memory_bytes,
         _checkpoints(how, float_model, recipe, counted),
