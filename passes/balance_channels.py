@@ -6,11 +6,13 @@ for any s > 0, a number a channel: exact in float. With s = 1 a channel far wide
 takes the codes of all; with s = its range the weights have the outliers instead. Candidates:
 
     s_j = max |x_j|^a / max |w_j|^(1 - a), a in ALPHAS     SmoothQuant, arXiv 2211.10438, eq. 4
+    s_j = max(1, max |x_j| / q), q a quantile of them all  only the outliers
     s_j = range of x_j                                     RepQ-ViT, arXiv 2212.08254, scales only
 
-each normalised to a geometric mean of one. For every source the candidate is kept whose product,
-with input and weights rounded to the recipe's widths, is nearest to the float product on samples
-that s was not made from; s = 1 is a candidate, and the winner must gain GAIN over it.
+the first and the last normalised to a geometric mean of one. For every source the candidate is kept
+whose product, with input and weights rounded to the recipe's widths, is nearest to the float
+product on samples that s was not made from; s = 1 is a candidate, and the winner must gain GAIN
+over it.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ Array = npt.NDArray[Any]
 Batches = Callable[[int], Iterator[Mapping[str, Array]]]
 
 ALPHAS = (0.25, 0.5, 0.75)
+CAPS = (0.9, 0.98)
 GAIN = 0.2
 ROWS = 1024
 BATCH = 8
@@ -84,22 +87,23 @@ def _is_norm(node: ir.Node) -> bool:
 
 
 def _is_function(node: ir.Node) -> bool:
-    """True if elementwise nodes, a curve among them, compute the output from one tensor."""
-    roots, curved, left = set(), False, [(node.outputs[0], LONGEST_FUNCTION)]
-    while left:
-        value, depth = left.pop()
-        made = value.producer()
-        if made is not None and depth and is_op(made, *CURVES, *ARITHMETIC):
-            curved = curved or is_op(made, *CURVES)
-            left += [(v, depth - 1) for v in made.inputs if v is not None and not _is_number(v)]
-        else:
-            roots.add(id(value))
-    return curved and len(roots) == 1
+    """True if elementwise nodes, a curve among them, compute the output from one tensor.
 
-
-def _is_number(value: ir.Value) -> bool:
-    array = constant(value)
-    return array is not None and array.size == 1
+    From the output backwards, always the node that comes last: where one tensor is left and a curve
+    is behind, everything is a function of that tensor.
+    """
+    order = {id(other): index for index, other in enumerate(node.graph or ())}
+    left, curved = [node.outputs[0]], False
+    for _ in range(LONGEST_FUNCTION):
+        made = max((v.producer() for v in left), key=lambda n: order.get(id(n), -1))
+        if made is None or not is_op(made, *CURVES, *ARITHMETIC):
+            return False
+        curved = curved or is_op(made, *CURVES)
+        read = [v for v in made.inputs if v is not None and constant(v) is None]
+        left = list({id(v): v for v in (*left, *read) if v.producer() is not made}.values())
+        if curved and len(left) == 1:
+            return True
+    return False
 
 
 def _products(source: ir.Node) -> list[ir.Node]:
@@ -162,6 +166,8 @@ def _candidates(x: Array, weight: Array) -> Iterable[tuple[str, Array]]:
     yield "none", np.ones(len(width))
     for alpha in ALPHAS:
         yield f"smooth {alpha}", _normalised(width**alpha / weights ** (1 - alpha))
+    for share in CAPS:
+        yield f"cap {share}", np.maximum(width / np.quantile(width, share), 1.0)
     yield "range", _normalised(np.maximum(np.ptp(x, axis=0), SMALLEST))
 
 

@@ -64,8 +64,8 @@ def function(body: str, widest: float = 60.0) -> ir.Model:
     wide = draw(16, 16)
     wide[:, 3] *= widest
     numbers = {"r": np.float32(0.5**0.5), "one": np.float32(1), "half": np.float32(0.5)}
-    weights = {"u": wide, "w": draw(16, 6)} | numbers
-    text = f"(float[N, 5, 16] x) => (float[N, 5, 6] y) {{ h = MatMul(x, u) {body} }}"
+    weights = {"u": wide, "w": draw(16, 6), "b": draw(16)} | numbers
+    text = f"(float[N, 5, 16] x) => (float[N, 5, 6] y) {{ m = MatMul(x, u) h = Add(m, b) {body} }}"
     return graph(text, weights)
 
 
