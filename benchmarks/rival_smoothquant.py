@@ -6,7 +6,7 @@
 
 It needs older onnx and onnxruntime than ptq, so it has an environment of its own, and imports
 nothing of ptq. alpha 0.5, static min-max ranges, weights by channel. Sentences are chosen as in
-minilm.batches, and given one at a time.
+minilm.batches.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ import numpy as np
 
 
 def sentences(path: Path, count: int, seed: int) -> list[dict[str, Any]]:
-    """The same sentences that ptq is calibrated on."""
+    """The sentences that ptq is calibrated on, all padded to the longest: the rival stacks them."""
     data = np.load(path)
     ids, mask = (data[k].astype(np.int64) for k in ("input_ids", "attention_mask"))
-    ids, mask = ids.reshape(-1, ids.shape[-1]), mask.reshape(-1, mask.shape[-1])
+    longest = int(mask.sum(-1).max())
+    ids, mask = (x.reshape(-1, x.shape[-1])[:, :longest] for x in (ids, mask))
     chosen = np.random.default_rng(seed).permutation(len(ids))[:count]
-    lengths = mask.sum(-1)
-    cut = [(slice(i, i + 1), slice(0, lengths[i])) for i in chosen]
-    return [{"input_ids": ids[part], "attention_mask": mask[part]} for part in cut]
+    return [{"input_ids": ids[i : i + 1], "attention_mask": mask[i : i + 1]} for i in chosen]
 
 
 def main() -> None:
