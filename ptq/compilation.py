@@ -92,7 +92,10 @@ def save_compiled(
 
 
 def _library(compiled: Compiled, options: CompileOptions) -> Library:
-    return Library(compiled.export, CompiledRecord(compiled.target, options.batch))
+    return Library(
+        compiled.export,
+        CompiledRecord(compiled.target, options.batch, options.weights, options.tune),
+    )
 
 
 def _summary(compiled: Compiled, out: Path) -> Compilation:

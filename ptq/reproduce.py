@@ -46,7 +46,8 @@ def redo(
     if known.compiled is None:
         artifact.save(result, out, force=force, source=model)
     else:
-        how = CompileOptions(known.compiled.target, known.compiled.batch)
+        made = known.compiled
+        how = CompileOptions(made.target, made.batch, weights=made.weights, tune=made.tune)
         save_compiled(result, out, how, force=force, source=model)
     return differing(artifact.load_manifest(out), known)
 

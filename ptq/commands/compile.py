@@ -18,6 +18,7 @@ class _Compile(Common):
     target: str
     batch: int | None
     weights: str
+    tune: int
     force: bool
 
 
@@ -43,6 +44,13 @@ class _Compile(Common):
         show_default=True,
         help="In the module: int8, or 2 to 4 bits where the model has no more; auto is the faster.",
     ),
+    click.option(
+        "--tune",
+        type=click.IntRange(min=0),
+        default=0,
+        metavar="N",
+        help="Time N tiles for each shape here; the best are remembered in ~/.cache/ptq.",
+    ),
     click.option("--force", is_flag=True, help="Replace OUT if it exists."),
     *COMMON,
 )
@@ -58,7 +66,9 @@ def compile(options: _Compile) -> None:
     out = options.output or options.model.with_suffix(".so")
     with progress(quiet=options.quiet) as show:
         show("compile", 0, None)
-        how = CompileOptions(options.target, options.batch, weights=options.weights)
+        how = CompileOptions(
+            options.target, options.batch, weights=options.weights, tune=options.tune
+        )
         found = compile_file(options.model, out, how, force=options.force)
     emit(options, {"command": "compile", "output": str(out)}, found, print_compilation)
     if not (options.as_json or options.quiet):

@@ -39,10 +39,15 @@ class DataRecord:
 
 @dataclass(frozen=True)
 class CompiledRecord:
-    """How TVM made the library. target: with its CPU. batch: samples a call, None is any number."""
+    """How TVM made the library. target: with its CPU. batch: samples a call, None is any number.
+
+    weights, tune: as `ptq compile` takes them.
+    """
 
     target: str
     batch: int | None
+    weights: str = "auto"
+    tune: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ptq.targets.tvm.memory_plan import MemoryPlan
 from ptq.targets.tvm.module import Compiled, CompileOptions, describe
 from ptq.targets.tvm.steps import RULES
 from ptq.targets.tvm.trace import Trace
+from ptq.targets.tvm.tune import Tuner, cache_file
 
 
 def build(
@@ -25,7 +26,8 @@ def build(
 ) -> Compiled:
     """Lower, plan memory, generate code."""
     target = description.target()
-    lowering = Lowering(program, traced, features_of(target), options.weights)
+    tuner = Tuner(options.tune, target, description.text, cache_file()) if options.tune else None
+    lowering = Lowering(program, traced, features_of(target), options.weights, tuner)
     lowering.run(RULES)
     inputs, outputs = (_ports(group, traced) for group in (program.inputs, program.outputs))
     module, memory = link_calls(lowering, inputs, outputs, reuse=options.reuse)

@@ -21,11 +21,12 @@ from ptq.targets.tvm.lowering import Lowering, Operand
 
 Array = npt.NDArray[Any]
 TILES = {
-    "avx2": Tile(4, 2, 4),
-    "avxvnni": Tile(4, 2, 2),
-    "avx512vnni": Tile(6, 4, 2),
-    "dotprod": Tile(6, 4, 1),
+    "avx2": ((Tile(4, 2, 4), 1.0), (Tile(3, 3, 4), 1.04), (Tile(6, 1, 4), 1.1)),
+    "avxvnni": ((Tile(4, 2, 2), 1.0), (Tile(6, 1, 2), 1.1)),
+    "avx512vnni": ((Tile(6, 4, 2), 1.0), (Tile(8, 2, 2), 1.1), (Tile(12, 1, 2), 1.2)),
+    "dotprod": ((Tile(6, 4, 1), 1.0), (Tile(8, 2, 1), 1.1), (Tile(12, 1, 1), 1.2)),
 }
+"""With the time of a vector of channels, relative; only AVX2's were measured."""
 ONE_ROW = {
     "avx2": Tile(1, 4, 4),
     "avxvnni": Tile(1, 4, 4),
@@ -116,7 +117,7 @@ def _packed(state: Lowering, step: Convolve, image: Image, isa: dot.Isa) -> None
         runs = [start + j * right * pixel for start in runs for j in range(wide)]
     kernel = PackedConvolution(
         isa.name,
-        _tile(TILES[isa.name], out, isa),
+        _tile(out, isa),
         tuple(runs),
         rows[0].size // len(runs),
         step.strides[0] * row,
@@ -131,8 +132,20 @@ def _packed(state: Lowering, step: Convolve, image: Image, isa: dot.Isa) -> None
     _call_packed(state, step, kernel, rows.reshape(out, len(runs), -1), image.operand)
 
 
-def _tile(tile: Tile, out: int, isa: dot.Isa) -> Tile:
+def _tile(out: int, isa: dot.Isa) -> Tile:
+    """The tile that computes least for nothing, as few channels do not fill its vectors."""
+    full = -(-out // isa.lanes)  # vectors
+
+    def cost(choice: tuple[Tile, float]) -> float:
+        tile, each = choice
+        return each * tile.vectors * -(-full // tile.vectors)
+
+    return min(TILES[isa.name], key=cost)[0]
+
+
+def _row_tile(out: int, isa: dot.Isa) -> Tile:
     """No more vectors than there are channels for."""
+    tile = ONE_ROW[isa.name]
     return replace(tile, vectors=min(tile.vectors, -(-out // isa.lanes)))
 
 
@@ -141,8 +154,7 @@ def _call_packed(
 ) -> None:
     """Pack the weights in the widest way that is exact, and call."""
     sums = rows.astype(np.int64).reshape(len(rows), -1).sum(axis=1)
-    if kernel.how.pairs:
-        kernel, rows = _safe(kernel, rows)
+    kernel, rows = _tuned(state, *_safe(kernel, rows))
     constants = _constants(state, step, sums, kernel.blocks * kernel.block, kernel.how.offset)
     kernel, weights = _stored(state, step, kernel, pack(rows, kernel))
     state.call(step.name, kernel, *weights, *constants, x, state.codes(step.output))
@@ -170,8 +182,20 @@ def _stored(
     return kernel, [decoded]
 
 
+def _tuned(
+    state: Lowering, kernel: PackedConvolution, rows: Array
+) -> tuple[PackedConvolution, Array]:
+    """With the tile that was fastest, if tiles are tried; its order of the weights is safe, too."""
+    if state.tuner is None:
+        return kernel, rows
+    widest = TILES[kernel.isa][0][0].group
+    return _safe(replace(kernel, tile=replace(state.tuner(kernel), group=widest)), rows)
+
+
 def _safe(kernel: PackedConvolution, rows: Array) -> tuple[PackedConvolution, Array]:
     """As many quads a group as 16 bits hold; weights that saturate even alone become two halves."""
+    if not kernel.how.pairs:
+        return kernel, rows
     group = _group(kernel, rows)
     if group == 0:
         half = rows >> 1
@@ -225,9 +249,9 @@ def fast_gemm(state: Lowering, step: Gemm) -> bool:
     if isa is None or not dense or not floats_are_exact(step.requantizer):
         return False
     count = int(np.prod(x.shape[:-1], dtype=np.int64))
-    tile = (TILES if count > 1 else ONE_ROW)[isa.name]
+    tile = _tile(out, isa) if count > 1 else _row_tile(out, isa)
     kernel = PackedConvolution(
-        isa.name, _tile(tile, out, isa), (0,), length, 0, length, 1, count, out,
+        isa.name, tile, (0,), length, 0, length, 1, count, out,
         _rounding(step.requantizer),
     )  # fmt: skip
     _call_packed(state, step, kernel, step.weight.T[:, None, :], state.codes(step.input))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ptq.integer.program import Program, Step
 from ptq.kernels.kernel import Kernel
+from ptq.kernels.packed_convolution import PackedConvolution, Tile
 from ptq.kernels.view import View
 from ptq.plan import ActivationPlan
 from ptq.targets.tvm.layout import channels_last, view_of
@@ -66,13 +67,14 @@ class Lowering:
     """Collects the calls of a program.
 
     features: what the target's processor has, for the choice of kernels.
-    weights: how they are stored, as in `CompileOptions`.
+    weights: how they are stored, as in `CompileOptions`. tuner: gives the tile of a kernel.
     """
 
     program: Program
     trace: Trace
     features: frozenset[str] = frozenset()
     weights: str = "auto"
+    tuner: Callable[[PackedConvolution], Tile] | None = None
     calls: list[Call] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     blob: bytearray = field(default_factory=bytearray)

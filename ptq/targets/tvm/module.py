@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ptq.errors import MissingDependencyError, PtqError
+from ptq.errors import MissingDependencyError, PtqError, UsageError
 from ptq.integer.program import Program
 from ptq.kernels.view import View
 from ptq.runtime import FORMAT_VERSION
@@ -36,12 +36,14 @@ class CompileOptions:
     reuse: let tensors share memory; without it all of them can be read after a call.
     weights: 'int8', 'packed' (codes of 2 to 4 bits and a table a channel, where a channel has so
     few values), or 'auto': packed where that is faster, in large products of one row.
+    tune: how many tiles to try for each shape, on this machine.
     """
 
     target: str = "llvm:native"
     batch: int | None = None
     reuse: bool = True
     weights: str = "auto"
+    tune: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,21 @@ def compile_program(program: Program, options: CompileOptions | None = None) -> 
     Raises:
         UnsupportedModelError: a step that has no kernel, named before anything is compiled.
         MissingDependencyError: TVM is not installed.
-        UsageError: an unknown target.
+        UsageError: an unknown target, or tiles to be tried for another machine than this.
     """
     options = options or CompileOptions()
     description = Description.parse(options.target)
     require_support(program)
     require_tvm()
+    description = description.resolved()
+    if options.tune and description != Description.parse("llvm:native").resolved():
+        raise UsageError(
+            f"--tune {options.tune}: kernels are timed here, so it needs --target llvm:native; "
+            f"got {description.text}"
+        )
     from ptq.targets.tvm.build import build
 
-    return build(program, trace(program, options.batch), description.resolved(), options)
+    return build(program, trace(program, options.batch), description, options)
 
 
 def c_compiler(description: Description) -> str:

@@ -1,6 +1,7 @@
 """A compiled module as `ptq verify` wants it: outputs as deployed, and all codes of a twin of it.
 
-The twin is the same kernels with a memory plan that keeps every tensor until the call returns.
+The twin is the same kernels with a memory plan that keeps every tensor until the call returns; it
+has the usual tiles where the module has some that were found by trial.
 """
 
 from __future__ import annotations
