@@ -1,10 +1,14 @@
-"""Commands that have a file of their own; cli.py adds them to `ptq`. Heavy imports inside them."""
+"""The commands, a file each; cli.py adds them to `ptq`. Heavy imports inside them."""
 
 from ptq.commands.bench import bench
+from ptq.commands.compare import compare
 from ptq.commands.compile import compile
 from ptq.commands.debug import debug
 from ptq.commands.explore import explore
+from ptq.commands.inspect import inspect
+from ptq.commands.quantize import quantize
 from ptq.commands.regress import regress
 from ptq.commands.report import report
+from ptq.commands.verify import verify
 
-COMMANDS = (bench, compile, debug, explore, regress, report)
+COMMANDS = (bench, compare, compile, debug, explore, inspect, quantize, regress, report, verify)
