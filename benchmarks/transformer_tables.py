@@ -1,6 +1,7 @@
 """Write docs/transformers.md from the logs of bench_minilm.py and bench_vit.py.
 
 python benchmarks/transformer_tables.py [--minilm out/minilm.jsonl] [--vit out/vit.jsonl]
+        [--note "What a reader must know of these runs."]
 """
 
 from __future__ import annotations
@@ -122,12 +123,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minilm", type=Path, default=Path("out/minilm.jsonl"))
     parser.add_argument("--vit", type=Path, default=Path("out/vit.jsonl"))
+    parser.add_argument("--note", action="append", default=[])
     options = parser.parse_args()
     text, images = (
         [json.loads(line) for line in path.read_text().splitlines()]
         for path in (options.minilm, options.vit)
     )
-    PAGE.write_text("\n".join([*minilm_accuracy(text), *minilm_latency(text), *vit(images)]))
+    notes = ["## Of these runs", "", *(f"- {note}" for note in options.note), ""]
+    parts = [*minilm_accuracy(text), *minilm_latency(text), *vit(images)]
+    PAGE.write_text("\n".join([*parts, *(notes if options.note else [])]))
 
 
 if __name__ == "__main__":
