@@ -41,7 +41,7 @@ from ptq.targets.inspect_runtime import runtime_graph
 
 SHARED = Path(os.environ.get("PTQ_SHARED", Path(__file__).parents[2] / "shared"))
 LENGTHS, SECONDS = (16, 64, 128), 30.0
-W8, W4 = ptq.Recipe(), ptq.Recipe.from_bits(4)
+W8, W4 = ptq.Recipe(), ptq.Recipe.from_bits(4).replace(effort="fast")
 RECIPES = {
     "w8a8": W8,
     "w4a8": W4,

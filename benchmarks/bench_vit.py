@@ -102,7 +102,9 @@ def measure(model: Vit, precision: str, passes: str, seed: int, samples: int) ->
     logits = wanted
     if precision != "float":
         chosen = np.random.default_rng(seed).permutation(len(train_x))[:samples]
-        recipe = ptq.Recipe.preset(precision).replace(seed=seed, strict=True, **PASSES[passes])
+        recipe = ptq.Recipe.preset(precision).replace(
+            seed=seed, strict=True, effort="fast", **PASSES[passes]
+        )
         result = ptq.quantize(
             model, [train_x[chosen].numpy()], recipe, example_inputs=(train_x[:2],)
         )

@@ -21,7 +21,7 @@ INTRODUCTION = """\
 
 Made by `benchmarks/bench_minilm.py` and `benchmarks/bench_vit.py`; mean and sample standard
 deviation over the seeds, which choose the calibration samples. Nothing was chosen on what is
-measured here.
+measured here. Rounding is in closed form (`--effort fast`) unless told otherwise.
 
 ## MiniLM on STS-B
 
