@@ -64,7 +64,7 @@ def _limit(name: str, default: float, text: str) -> Callable[..., Any]:
     _limit("--max-sqnr-loss", 1.0, "Decibels of the outputs against the float model."),
     _limit("--max-slowdown", 5.0, "Per cent of latency."),
     _limit("--max-growth", 1.0, "Per cent of size."),
-    _limit("--alpha", 0.01, "How often chance may fail an equivalent model, a gate."),
+    _limit("--alpha", 0.025, "How often chance may fail an equivalent model, a gate."),
     click.option("--verify-samples", type=click.IntRange(min=1), default=8, show_default=True),
     click.option(
         "--duration", "seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True

@@ -28,7 +28,7 @@ class Limits:
     slowdown, growth: relative, 0.05 is 5 %.
     """
 
-    alpha: float = 0.01
+    alpha: float = 0.025
     accuracy_loss: float = 0.005
     sqnr_loss_db: float = 1.0
     slowdown: float = 0.05
