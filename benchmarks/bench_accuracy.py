@@ -173,10 +173,10 @@ and 88.27 there), with shortened learning: floors of what they can do. Their 4-b
 as float.
 
 Time and memory beside AIMET's AdaRound (`benchmarks/bench_adaround.py`: ResNet-20 at w4a8, the same
-256 images, 300 iterations a layer, seed 0, one run each on a busy machine): AIMET 657 CPU s, 1.07 GB,
-80.40 % / 17.2 dB as float; ptq 41 CPU s, 0.59 GB, 81.34 % / 22.8 dB as integers, 0.06 of its time.
-Quark's AdaRound at w8a8, 512 images, 500 iterations, three seeds: 235 CPU s, 81.39 ± 0.11 % / 25.0 dB;
-ptq learns nothing at 8 bits, takes 7 CPU s and is in the w8a8 line of this table.
+256 images, 300 iterations a layer, seed 0, one run each on a busy machine): AIMET 657 CPU s and
+1.07 GB, 80.40 % / 17.2 dB as float; ptq 41 CPU s and 0.59 GB, 81.34 % / 22.8 dB as integers, 0.06
+of its time. Quark's AdaRound at w8a8, 512 images, 500 iterations, three seeds: 235 CPU s,
+81.39 ± 0.11 % / 25.0 dB; ptq learns nothing at 8 bits and takes 7 CPU s.
 """
 
 
