@@ -144,7 +144,7 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write `path` (safetensors; scalars as JSON in its header)."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         arrays: dict[str, npt.NDArray[Any]] = {}
         scalars: dict[str, Any] = {
@@ -166,7 +166,8 @@ class Plan:
                 if getattr(weight, key) is not None:
                     arrays[f"{key}:{name}"] = np.ascontiguousarray(getattr(weight, key))
         arrays |= {f"bias:{name}": np.ascontiguousarray(b) for name, b in self.biases.items()}
-        save_file(arrays, str(path), metadata={"plan": msgspec.json.encode(scalars).decode()})
+        metadata = {"plan": msgspec.json.encode(scalars).decode()}
+        Path(path).write_bytes(save(arrays, metadata))
 
     @staticmethod
     def load(path: str | Path) -> Plan:

@@ -30,9 +30,10 @@ def squant(w: Floats, grid: Grid, scale: Floats, zero_point: Integers) -> Codes:
     scaled = np.asarray(w, np.float64) / np.asarray(scale, np.float64)[:, None, None]
     tables = grid.tables(zero_point).astype(np.float64)
     error = look_up(tables, codes) - scaled
-    codes += flips_of_kernels(error, codes, tables)
+    moved = flips_of_kernels(error, codes, tables)
+    codes += moved
     error = look_up(tables, codes) - scaled
-    codes += flips_of_channels(error, codes, tables)
+    codes += flips_of_channels(error, codes, tables, moved)
     return codes.astype(np.uint8)
 
 
@@ -45,12 +46,16 @@ def flips_of_kernels(error: Array, codes: Integers, tables: Array) -> Integers:
     return np.asarray(move * selected(np.abs(error), step, movable, np.abs(total)))
 
 
-def flips_of_channels(error: Array, codes: Integers, tables: Array) -> Integers:
-    """Moves of at most one element a kernel that bring each channel's error sum to zero."""
+def flips_of_channels(error: Array, codes: Integers, tables: Array, moved: Integers) -> Integers:
+    """Moves of at most one element a kernel that bring each channel's error sum to zero.
+
+    moved: what kernels moved; no element moves twice the same way.
+    """
     kernels = error.sum(axis=2)
     total = kernels.sum(axis=1, keepdims=True)
     move = -np.sign(total).astype(np.int64)[:, :, None]
     step = np.abs(look_up(tables, codes + move) - look_up(tables, codes))
+    step = np.where(np.abs(moved + move) <= 1, step, 0.0)
     cost = np.where(step > 0, step * (step + 2.0 * move * error), np.inf)
     element = cost.argmin(axis=2)[:, :, None]
     own_step = np.take_along_axis(step, element, axis=2)[:, :, 0]
