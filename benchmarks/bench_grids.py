@@ -29,6 +29,7 @@ from bench_rivals import CASES, SHARED, session
 import ptq
 from ptq.calib_data import input_specs, labelled, parse_preprocess
 from ptq.calib_data.calibration import choose
+from ptq.distances import divergences
 from ptq.model import load
 from ptq.report.metrics import Fidelity
 from ptq.result import Result
@@ -92,14 +93,8 @@ def compared(
         "top1": float((np.concatenate(outputs).argmax(1) == labels).mean()),
         "agree": scores.top1_agreement,
         "sqnr_db": scores.sqnr_db,
-        "kl": divergence(np.concatenate(wanted), np.concatenate(outputs)),
+        "kl": float(divergences(np.concatenate(wanted), np.concatenate(outputs)).mean()),
     }
-
-
-def divergence(wanted: np.ndarray, found: np.ndarray) -> float:
-    """Mean KL of the softmax outputs, nats."""
-    p, q = (x - np.logaddexp.reduce(x, axis=1, keepdims=True) for x in (wanted, found))
-    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
 
 
 def exponents(result: Result) -> dict[str, Any]:

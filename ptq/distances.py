@@ -34,10 +34,10 @@ def distances(wanted: Array, found: Array) -> Distances:
     return np.stack([divergences(wanted, found), softened, squared])
 
 
-def divergences(wanted: Array, found: Array) -> npt.NDArray[np.float64]:
-    """KL(wanted || found) of each row of scores, nats."""
-    p, q = _log_softmax(wanted), _log_softmax(found)
-    return np.asarray((np.exp(p) * (p - q)).sum(axis=1))
+def divergences(wanted: Array, found: Array, axis: int = -1) -> npt.NDArray[np.float64]:
+    """KL(softmax wanted || softmax found) in nats, of the scores along `axis`, which goes."""
+    p, q = (_log_softmax(np.asarray(x, np.float64), axis) for x in (wanted, found))
+    return np.asarray((np.exp(p) * (p - q)).sum(axis=axis))
 
 
 def is_nearer(after: Sequence[Distances], before: Sequence[Distances]) -> bool:
@@ -56,6 +56,6 @@ def is_scores(x: Array) -> bool:
     return x.ndim == 2 and x.shape[1] > 1
 
 
-def _log_softmax(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    x = x - x.max(axis=-1, keepdims=True)
-    return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))
+def _log_softmax(x: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float64]:
+    x = x - x.max(axis=axis, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(axis=axis, keepdims=True)))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ptq.cpus import usable_cpus
 from ptq.errors import CalibrationError, InvalidModelError
 
 FORMAT_VERSION = 2
@@ -154,7 +154,7 @@ def load(path: str | Path, *, threads: int | None = 1) -> Module:
         ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32,
         ctypes.c_void_p,
     ]  # fmt: skip
-    threads = threads or _cpus()
+    threads = threads or len(usable_cpus())
     return Module(
         path,
         described["target"],
@@ -192,11 +192,6 @@ def _open(path: Path) -> tuple[ctypes.CDLL, dict[str, Any]]:
                 "give the new one another name, or load it in a new process"
             )
     return library, dict(described)
-
-
-def _cpus() -> int:
-    """How many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _as_numpy(x: Any) -> Array:

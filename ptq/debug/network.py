@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ptq.debug.switchboard import SWITCHES, Switchboard
+from ptq.distances import divergences
 from ptq.execute.class_axis import class_axis
 from ptq.report.session import Batch, Session, open_session
 
@@ -81,13 +82,6 @@ def _divergence(pairs: Sequence[tuple[Array, Array]]) -> tuple[float | None, flo
         return None, None
     divergence, same = [], []
     for x, y in pairs:
-        p, q = _log_softmax(x, axis), _log_softmax(y, axis)
-        divergence.append((np.exp(p) * (p - q)).sum(axis).reshape(-1))
+        divergence.append(divergences(x, y, axis).reshape(-1))
         same.append((x.argmax(axis) == y.argmax(axis)).reshape(-1))
     return float(np.concatenate(divergence).mean()), float(np.concatenate(same).mean())
-
-
-def _log_softmax(x: Array, axis: int) -> Array:
-    shifted = x - x.max(axis=axis, keepdims=True)
-    logs: Array = shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
-    return logs

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from ptq.distances import divergences
 from ptq.execute.class_axis import class_axis
 from ptq.execute.float import FloatRunner
 from ptq.mixed.choose import Chooser, precision_map
@@ -176,11 +177,4 @@ def rowwise_loss(wanted: Array, got: Array) -> npt.NDArray[np.float64]:
         x, y = (a.reshape(len(a), -1).astype(np.float64) for a in (wanted, got))
         energy = np.maximum(np.square(x).sum(axis=1), 1e-12)
         return np.asarray(0.5 * np.square(x - y).sum(axis=1) / energy)
-    p, q = (_log_softmax(a.astype(np.float64), axis) for a in (wanted, got))
-    divergence = (np.exp(p) * (p - q)).sum(axis=axis)
-    return np.asarray(divergence.reshape(len(wanted), -1).sum(axis=1))
-
-
-def _log_softmax(x: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float64]:
-    shifted = x - x.max(axis=axis, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))
+    return np.asarray(divergences(wanted, got, axis).reshape(len(wanted), -1).sum(axis=1))

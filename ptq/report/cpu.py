@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ptq.cpus import usable_cpus
 from ptq.errors import UsageError
 
 _ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
@@ -65,19 +66,13 @@ def _cpuinfo() -> dict[str, str]:
 
 def surroundings() -> Surroundings:
     """What a timing that starts now is taken in."""
-    cpus = tuple(sorted(_affinity()))
+    cpus = tuple(sorted(usable_cpus()))
     try:
         governor = _GOVERNOR.read_text().strip()
     except OSError:
         governor = ""
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return Surroundings(this_cpu(), cpus, len(cpus) < (os.cpu_count() or 1), governor, load)
-
-
-def _affinity() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
 
 
 @contextlib.contextmanager
@@ -90,7 +85,7 @@ def pinned(cpus: Sequence[int]) -> Iterator[None]:
     if not cpus:
         yield
         return
-    before = _affinity()
+    before = usable_cpus()
     missing = sorted(set(cpus) - before)
     if missing or not hasattr(os, "sched_setaffinity"):
         raise UsageError(

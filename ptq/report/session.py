@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from ptq.cpus import usable_cpus
 from ptq.errors import CalibrationError, UnsupportedModelError
 from ptq.grid import Grid
 from ptq.plan import ActivationPlan
@@ -28,7 +28,7 @@ CODES_KEY = "ptq.codes."
 
 def cpu_threads() -> int:
     """How many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(usable_cpus())
 
 
 @dataclass(frozen=True)
