@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from ptq.calib_data import Preprocess
     from ptq.compilation import compile_file, save_compiled
     from ptq.debug import DebugOptions, debug_file
-    from ptq.evaluate import bench_files, compare_files
+    from ptq.evaluate import (
+        Evaluation,
+        accuracy_of,
+        bench_files,
+        compare_files,
+        perplexity_of,
+    )
     from ptq.grid import Grid
     from ptq.inspection import inspect_file
     from ptq.mixed.budgets import Budgets
@@ -50,6 +56,7 @@ __all__ = [
     "Budgets",
     "CompileOptions",
     "DebugOptions",
+    "Evaluation",
     "ExploreOptions",
     "Grid",
     "Limits",
@@ -62,6 +69,7 @@ __all__ = [
     "Samples",
     "VerifyOptions",
     "__version__",
+    "accuracy_of",
     "bench_files",
     "check_reproducible",
     "compare_files",
@@ -73,6 +81,7 @@ __all__ = [
     "load_map",
     "make_baseline",
     "make_page",
+    "perplexity_of",
     "pick",
     "quantize",
     "quantize_within",
@@ -92,6 +101,7 @@ _HOMES = {
     "Budgets": "ptq.mixed.budgets",
     "CompileOptions": "ptq.targets.tvm.module",
     "DebugOptions": "ptq.debug",
+    "Evaluation": "ptq.evaluate",
     "ExploreOptions": "ptq.mixed.front",
     "Grid": "ptq.grid",
     "Limits": "ptq.report.gates",
@@ -103,6 +113,7 @@ _HOMES = {
     "Result": "ptq.result",
     "Samples": "ptq.report.measure",
     "VerifyOptions": "ptq.verify",
+    "accuracy_of": "ptq.evaluate",
     "bench_files": "ptq.evaluate",
     "check_reproducible": "ptq.reproduce",
     "compare_files": "ptq.evaluate",
@@ -114,6 +125,7 @@ _HOMES = {
     "load_map": "ptq.precision",
     "make_baseline": "ptq.regress",
     "make_page": "ptq.pages",
+    "perplexity_of": "ptq.evaluate",
     "pick": "ptq.mixed.explore",
     "quantize": "ptq.pipeline",
     "quantize_within": "ptq.mixed.within",

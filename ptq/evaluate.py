@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ptq.calib_data import Batch, Calibration, InputSpec, Preprocess, input_specs, open_calibration
+from ptq.calib_data import (
+    Batch,
+    Calibration,
+    InputSpec,
+    Preprocess,
+    input_specs,
+    labelled,
+    open_calibration,
+)
 from ptq.calib_data.synthetic import synthetic_source
 from ptq.errors import UsageError
 from ptq.model import load
@@ -16,16 +24,21 @@ from ptq.report.comparison import Comparison, compare
 from ptq.report.compiled import is_compiled, open_file
 from ptq.report.cpu import pinned
 from ptq.report.measure import Samples, evaluation_batches, first_rows
+from ptq.report.metrics import Accuracy, MeasuredAccuracy
+from ptq.report.perplexity import MASK, Perplexity, Surprise, token_input
 from ptq.report.profile import NodeTime, profile, profile_compiled
 from ptq.verify import boundary_specs
 
 __all__ = [
+    "Evaluation",
     "Samples",
+    "accuracy_of",
     "bench_files",
     "check_evaluation",
     "compare_files",
     "first_rows",
     "float_inputs",
+    "perplexity_of",
     "with_preprocess",
 ]
 
@@ -72,6 +85,63 @@ def compare_files(
     ]
     batches = with_preprocess(samples, (first, second)).batches(specs)
     return compare(sessions[0], sessions[1], batches, progress)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one model is measured on, and how. samples: at most so many, None is all."""
+
+    data: Path
+    preprocess: Preprocess | None = None
+    samples: int | None = None
+    threads: int | None = None
+    batch: int = 8
+
+
+def accuracy_of(
+    model: Path, how: Evaluation, progress: Callable[[int], None] = lambda done: None
+) -> MeasuredAccuracy:
+    """Top-1 accuracy of a model's first output. progress: called with the number of samples done.
+
+    Raises:
+        ModelError: it cannot be read or run.
+        CalibrationError: the samples do not fit, or have no labels.
+    """
+    specs = float_inputs(model)
+    session = open_file(model, name=model.name, threads=how.threads)
+    preprocess = with_preprocess(Samples(preprocess=how.preprocess), (model,)).preprocess
+    right = Accuracy()
+    for batch, labels in labelled(
+        how.data, specs, preprocess, batch_size=how.batch, limit=how.samples
+    ):
+        right.add(next(iter(session.predict(batch).values())), labels)
+        progress(right.rows)
+    return MeasuredAccuracy(model.name, right.rows, right.top1)
+
+
+def perplexity_of(
+    model: Path,
+    how: Evaluation,
+    ids: str | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Perplexity:
+    """Perplexity of a causal language model. ids: its input of tokens, where several could be.
+
+    An input called attention_mask says which tokens count (0: not).
+
+    Raises:
+        ModelError: it cannot be read or run.
+        UsageError: it is no language model, or the tokens do not fit it.
+    """
+    specs = float_inputs(model)
+    name = token_input(specs, ids)
+    session = open_file(model, name=model.name, threads=how.threads)
+    surprise = Surprise(str(how.data))
+    samples = open_calibration(str(how.data), specs, limit=how.samples)
+    for batch in samples.batches(how.batch):
+        surprise.add(batch[name], session.predict(batch), batch.get(MASK))
+        progress(surprise.samples)
+    return surprise.found(model.name)
 
 
 def bench_files(

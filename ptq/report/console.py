@@ -11,7 +11,8 @@ from rich.table import Table
 
 from ptq.report.benchmark import Benchmark, Timing
 from ptq.report.comparison import Comparison
-from ptq.report.metrics import Scores
+from ptq.report.metrics import MeasuredAccuracy, Scores
+from ptq.report.perplexity import Perplexity
 from ptq.report.rungs import COLUMNS, rung_rows
 from ptq.report.summary import IslandRow, Layer, Report
 from ptq.report.verification import Verification
@@ -232,3 +233,18 @@ def print_comparison(found: Comparison, console: Console) -> None:
         )
     title = f"{found.second} against {found.first}, {found.samples} samples"
     print_table(console, title, ("output", "nearness"), rows)
+
+
+def print_accuracy(found: MeasuredAccuracy, console: Console) -> None:
+    """Top-1 accuracy of one model."""
+    text = f"{found.model}: top-1 accuracy {percent(found.top1)} of {found.samples} samples"
+    console.print(printable(text))
+
+
+def print_perplexity(found: Perplexity, console: Console) -> None:
+    """Perplexity of one model."""
+    text = (
+        f"{found.model}: perplexity {found.perplexity:.4f} (cross entropy "
+        f"{found.cross_entropy:.5f} nats) of {found.tokens} tokens in {found.samples} samples"
+    )
+    console.print(printable(text))

@@ -77,6 +77,16 @@ class Fidelity:
         )
 
 
+@dataclass(frozen=True)
+class MeasuredAccuracy:
+    """Top-1 accuracy of a model: the part of the samples that are right."""
+
+    model: str
+    samples: int
+    top1: float | None
+    schema_version: int = 1
+
+
 @dataclass
 class Accuracy:
     """Streaming top-1 accuracy."""
