@@ -39,19 +39,19 @@ class Depthwise:
         return "int16" if self.narrow else "int32"
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """weight int16 [taps, channels], or [pairs, channels, 2]; bias, ratio [channels]; x, y."""
+        """weight int16 [taps, channels], or [pairs, channels, 2]; bias [channels], scales; x, y."""
         last = (self.out_rows - 1) * self.row_bytes + (self.out_width - 1) * self.pixel_bytes
         return (
             Parameter("weight", "int16", len(self.taps) * self.channels),
             Parameter("bias", "int32", self.channels),
-            Parameter("ratio", "float32", self.channels),
+            *self.rounding.scales(self.channels),
             Parameter("x", "uint8", last + self.taps[-1] + self.channels),
             Parameter("y", "uint8", self.out_rows * self.out_width * self.channels),
         )
 
     def emit(self, *buffers: Buffer) -> None:
         """One vector of channels after another along a row, so that its weights stay at hand."""
-        weight, bias, ratio, x, y = buffers
+        weight, bias, *scales, x, y = buffers
         add = self._add_pairs if self.paired else self._add_products
         with (
             T.parallel(self.out_rows) as row,
@@ -65,7 +65,7 @@ class Depthwise:
             add(acc, weight, x, block * LANES, corner)
             channels = tirx.Ramp(block * LANES, 1, LANES)
             total = T.Cast(f"int32x{LANES}", acc[every]) + bias[channels]
-            code = self.rounding.floating(total, ratio[channels], LANES)
+            code = self.rounding.vector(total, scales, channels, LANES)
             start = (row * self.out_width + column) * self.channels + block * LANES
             T.buffer_store(y, code, [tirx.Ramp(start, 1, LANES)])
 
@@ -97,19 +97,18 @@ class Depthwise:
                 lanes = tirx.Ramp(part * half, 1, half)
                 T.buffer_store(acc, acc[lanes] + sums, [lanes])
 
-    def oracle(self, weight: Array, bias: Array, ratio: Array, x: Array) -> Array:
-        """Pixel by pixel in int64; rounds as the float proof allows."""
+    def oracle(self, weight: Array, bias: Array, *arrays: Array) -> Array:
+        """Pixel by pixel in int64."""
+        *scales, x = arrays
         taps = weight.reshape(len(self.taps), self.channels).astype(np.int64)
         if self.paired:
             by_pair = weight.reshape(-1, self.channels, 2).transpose(0, 2, 1)
             taps = by_pair.reshape(-1, self.channels).astype(np.int64)
         out = np.zeros((self.out_rows, self.out_width, self.channels), np.uint8)
-        r = self.rounding
         for row, column in np.ndindex(self.out_rows, self.out_width):
             corner = row * self.row_bytes + column * self.pixel_bytes
             acc = bias.astype(np.int64)
             for factor, tap in zip(taps, self.taps, strict=True):
                 acc = acc + factor * x[corner + tap : corner + tap + self.channels]
-            rounded = np.rint(acc.astype(np.float32) * ratio) + r.zero_point
-            out[row, column] = np.clip(rounded, r.low, r.high)
+            out[row, column] = self.rounding.vector_oracle(acc, *scales)
         return out

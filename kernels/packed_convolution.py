@@ -9,6 +9,7 @@ requantisation follows at once. A matrix product is the case of a window of one 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,17 +80,23 @@ class PackedConvolution:
         return self.tile.vectors * self.how.lanes
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """weight int8 or Decode's first two; bias int32, ratio float32 [channels]; x, y uint8."""
+        """weight int8 or Decode's first two; bias int32 [channels], scales; x, y uint8."""
         channels = self.blocks * self.block
         last = (self.out_rows - 1) * self.row_bytes + (self.out_width - 1) * self.pixel_bytes
         reach = last + self.runs[-1] + self.quads * QUAD
         return (
             *self._weights(),
             Parameter("bias", "int32", channels),
-            Parameter("ratio", "float32", channels),
+            *self.rounding.scales(channels),
             Parameter("x", "uint8", reach),
             Parameter("y", "uint8", self.out_rows * self.out_width * self.out),
         )
+
+    def _sorted(self, arrays: Sequence[Any]) -> tuple[Sequence[Any], Any, Sequence[Any], Any, Any]:
+        """Weights, bias, scales, x and y out of the parameters in order."""
+        weights = 2 if self.bits else 1
+        *scales, x, y = arrays[weights + 1 :]
+        return arrays[:weights], arrays[weights], scales, x, y
 
     def _weights(self) -> tuple[Parameter, ...]:
         if self.bits:
@@ -117,7 +124,7 @@ class PackedConvolution:
     def _tile(
         self, buffers: tuple[Buffer, ...], pixels: int, block: Expr, row: Expr, first: Expr
     ) -> None:
-        *weights, bias, ratio, x, y = buffers
+        weights, bias, scales, x, y = self._sorted(buffers)
         lanes, vectors, group = self.how.lanes, self.tile.vectors, self.tile.group
         acc = local("int32", pixels * vectors * lanes)
         for p in range(pixels):
@@ -140,10 +147,10 @@ class PackedConvolution:
                         at, some = self._lane(p, v), slice(start, start + group)
                         total = self.how.dots(acc[at], codes[some], factors[v][some])
                         T.buffer_store(acc, total, [at])
-        self._finish(acc, ratio, y, pixels, block, row * self.out_width + first)
+        self._finish(acc, scales, y, pixels, block, row * self.out_width + first)
 
     def _factors(
-        self, weights: list[Buffer], block: Expr, panel: Expr, quads: list[Expr], vector: int
+        self, weights: Sequence[Buffer], block: Expr, panel: Expr, quads: list[Expr], vector: int
     ) -> list[Expr]:
         """The weights of one vector of channels for a group of quads; a unit if they are codes."""
         vectors, width = self.tile.vectors, QUAD * self.how.lanes
@@ -167,7 +174,13 @@ class PackedConvolution:
         return T.reinterpret("int32", x[tirx.Ramp(at, 1, QUAD)])
 
     def _finish(
-        self, acc: Buffer, ratio: Buffer, y: Buffer, pixels: int, block: Expr, first: Expr
+        self,
+        acc: Buffer,
+        scales: Sequence[Buffer],
+        y: Buffer,
+        pixels: int,
+        block: Expr,
+        first: Expr,
     ) -> None:
         """Requantise and store; the last block's surplus channels are not stored."""
         lanes = self.how.lanes
@@ -175,8 +188,8 @@ class PackedConvolution:
         for p in range(pixels):
             for v in range(self.tile.vectors):
                 channel = block * self.block + v * lanes
-                factor = ratio[tirx.Ramp(channel, 1, lanes)]
-                codes = self.rounding.floating(acc[self._lane(p, v)], factor, lanes)
+                channels = tirx.Ramp(channel, 1, lanes)
+                codes = self.rounding.vector(acc[self._lane(p, v)], scales, channels, lanes)
                 start = (first + p) * self.out + channel
                 if self.out % self.block == 0:
                     T.buffer_store(y, codes, [tirx.Ramp(start, 1, lanes)])
@@ -194,10 +207,10 @@ class PackedConvolution:
             T.buffer_store(y, some[lane], [start + lane])
 
     def oracle(self, *arrays: Array) -> Array:
-        """Unpacks the weights and multiplies in int64; rounds as the float proof allows."""
-        *weights, bias, ratio, x = arrays
+        """Unpacks the weights and multiplies in int64."""
+        weights, bias, scales, x, _ = self._sorted([*arrays, None])
         weight = self.decode.oracle(*weights) if self.bits else weights[0]
-        lanes, r = self.how.lanes, self.rounding
+        lanes = self.how.lanes
         shape = (self.blocks, len(self.runs), self.quads, self.tile.vectors, lanes, QUAD)
         by_channel = weight.reshape(shape).transpose(0, 3, 4, 1, 2, 5).astype(np.int64)
         rows = by_channel.reshape(self.blocks * self.block, len(self.runs), -1)
@@ -209,8 +222,7 @@ class PackedConvolution:
                 start = corner + offset
                 window = x[start : start + rows.shape[2]].astype(np.int64) - self.how.offset
                 acc = acc + rows[:, number, :] @ window
-            rounded = np.rint(acc.astype(np.float32) * ratio) + r.zero_point
-            out[row, column] = np.clip(rounded, r.low, r.high)[: self.out]
+            out[row, column] = self.rounding.vector_oracle(acc, *scales)[: self.out]
         return out
 
 

@@ -10,6 +10,7 @@ is exact below 2^24, and whatever is larger saturates in both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ptq.integer.arithmetic import Requantizer, exact_shift
-from ptq.kernels.kernel import Array, Buffer, Expr
+from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Rounding:
     """The constant half of a requantiser.
 
     ratio: (M, S) of all channels, S >= 1, or None if each channel has its own.
+    floats: vectors are rounded by a float32 product; only if `floats_are_exact`.
     """
 
     zero_point: int
     low: int
     high: int
     ratio: tuple[int, int] | None = None
+    floats: bool = False
 
     @staticmethod
     def of(requantizer: Requantizer) -> Rounding:
@@ -41,30 +44,48 @@ class Rounding:
         multiplier, shift = channel_ratios(r, 1)
         return Rounding(r.zero_point, r.low, r.high, (int(multiplier[0]), int(shift[0])))
 
-    def integer(self, acc: Expr, multiplier: Expr = None, shift: Expr = None) -> Expr:
+    def scales(self, channels: int) -> tuple[Parameter, ...]:
+        """What `vector` reads of every channel: its ratio M / 2^S, or its M and its S."""
+        if self.floats:
+            return (Parameter("ratio", "float32", channels),)
+        return Parameter("multiplier", "int32", channels), Parameter("shift", "int32", channels)
+
+    def vector(self, acc: Expr, scales: Sequence[Buffer], channels: Expr, lanes: int) -> Expr:
+        """uint8 vector from an int32 one. channels: which ones its lanes are."""
+        if self.floats:
+            return self._floating(acc, scales[0][channels], lanes)
+        return self.integer(acc, scales[0][channels], scales[1][channels], lanes)
+
+    def integer(
+        self, acc: Expr, multiplier: Expr = None, shift: Expr = None, lanes: int = 1
+    ) -> Expr:
         """uint8 from an int32 or int64 accumulator; M and S int32, needed if per channel."""
+        kind = of_lanes("int64", lanes)
+
+        def number(value: int) -> Expr:
+            return spread(T.int64(value), lanes)
+
         if self.ratio is not None:
-            multiplier, shift = (T.int64(part) for part in self.ratio)
-        wide, shift = T.Cast("int64", acc) * T.Cast("int64", multiplier), T.Cast("int64", shift)
-        odd = (wide >> shift) & T.int64(1)
-        below_half = (T.int64(1) << (shift - T.int64(1))) - T.int64(1)
-        rounded = (wide + below_half + odd) >> shift
-        moved = rounded + T.int64(self.zero_point)
-        return T.Cast("uint8", clamp(moved, T.int64(self.low), T.int64(self.high)))
+            multiplier, shift = (number(part) for part in self.ratio)
+        wide, shift = T.Cast(kind, acc) * T.Cast(kind, multiplier), T.Cast(kind, shift)
+        odd = T.bitwise_and(T.shift_right(wide, shift), number(1))
+        below_half = T.shift_left(number(1), shift - number(1)) - number(1)
+        moved = T.shift_right(wide + below_half + odd, shift) + number(self.zero_point)
+        return T.Cast(of_lanes("uint8", lanes), clamp(moved, number(self.low), number(self.high)))
 
-    def floating(self, acc: Expr, ratio: Expr, lanes: int) -> Expr:
-        """uint8 vector from an int32 one, by a float32 product; only if `floats_are_exact`.
+    def _floating(self, acc: Expr, ratio: Expr, lanes: int) -> Expr:
+        """Clamping comes before rounding.
 
-        Clamping comes before rounding: both limits are integers, so the result is the same, and
-        the conversion to integers cannot overflow.
+        Both limits are integers, so the result is the same, and the conversion to integers cannot
+        overflow.
         """
-        scaled = T.Cast(f"float32x{lanes}", acc) * ratio
+        scaled = T.Cast(of_lanes("float32", lanes), acc) * ratio
         low, high = (
-            T.broadcast(T.float32(end - self.zero_point), lanes) for end in (self.low, self.high)
+            spread(T.float32(end - self.zero_point), lanes) for end in (self.low, self.high)
         )
-        rounded = T.Cast(f"int32x{lanes}", tirx.nearbyint(clamp(scaled, low, high)))
-        moved = rounded + T.broadcast(T.int32(self.zero_point), lanes)
-        return T.Cast(f"uint8x{lanes}", moved)
+        rounded = T.Cast(of_lanes("int32", lanes), tirx.nearbyint(clamp(scaled, low, high)))
+        moved = rounded + spread(T.int32(self.zero_point), lanes)
+        return T.Cast(of_lanes("uint8", lanes), moved)
 
     def oracle(self, acc: Array, multiplier: Array | int, shift: Array | int) -> Array:
         """The same by the reference's arithmetic; M and S broadcast against acc."""
@@ -75,6 +96,23 @@ class Rounding:
             self.zero_point, self.low, self.high,
         )  # fmt: skip
         return r.apply(np.asarray(acc, np.int64))
+
+    def vector_oracle(self, acc: Array, *scales: Array) -> Array:
+        """What `vector` gives; scales broadcast against acc."""
+        if not self.floats:
+            return self.oracle(acc, *scales)
+        rounded = np.rint(acc.astype(np.float32) * scales[0]) + self.zero_point
+        return np.asarray(np.clip(rounded, self.low, self.high), np.uint8)
+
+
+def of_lanes(dtype: str, lanes: int) -> str:
+    """The name of a vector type."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def spread(value: Expr, lanes: int) -> Expr:
+    """A vector of one value."""
+    return value if lanes == 1 else T.broadcast(value, lanes)
 
 
 def clamp(x: Expr, low: Expr, high: Expr) -> Expr:

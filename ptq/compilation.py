@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +20,17 @@ from ptq.targets.tvm.module import Compiled, CompileOptions, compile_program
 if TYPE_CHECKING:
     from rich.console import Console
 
+_LOG = logging.getLogger("ptq")
+NAMED = 3
+"""Steps that a warning names."""
+
 
 @dataclass(frozen=True)
 class Compilation:
     """What was compiled.
 
     kernels: step -> the kernels that compute it, in order. arena_bytes: scratch memory of a call.
+    plain_loops: step -> why it has no fast kernel.
     """
 
     target: str
@@ -32,6 +39,7 @@ class Compilation:
     weights_bytes: int
     dynamic_batch: bool
     kernels: dict[str, tuple[str, ...]]
+    plain_loops: dict[str, str]
     schema_version: int = 1
 
 
@@ -49,6 +57,7 @@ def compile_file(
     artifact.check(out, force=force, sources=[model])
     saved, manifest = artifact.load_program(model), artifact.load_manifest(model)
     compiled = compile_program(saved.program, options)
+    _warn_of_plain_loops(compiled.plain)
     source = artifact.float_source(model, manifest)
     artifact.save_again(
         saved, manifest, out, _library(compiled, options), force=force, source=source
@@ -86,6 +95,7 @@ def save_compiled(
         OutputError: `out` cannot be written.
     """
     compiled = compile_program(result.program, options)
+    _warn_of_plain_loops(compiled.plain)
     library = _library(compiled, options)
     artifact.save(result, out, force=force, report=report, source=source, library=library)
     return _summary(compiled, out)
@@ -106,7 +116,18 @@ def _summary(compiled: Compiled, out: Path) -> Compilation:
         len(compiled.weights),
         compiled.entry["dynamic_batch"],
         dict(compiled.kernels),
+        dict(compiled.plain),
     )
+
+
+def _warn_of_plain_loops(plain: Mapping[str, str]) -> None:
+    """Name what will be slow, by reason."""
+    for reason in dict.fromkeys(plain.values()):
+        steps = [step for step, why in plain.items() if why == reason]
+        more = f" and {len(steps) - NAMED} more" if len(steps) > NAMED else ""
+        _LOG.warning(
+            "plain loops, which are slow, compute %s%s: %s", ", ".join(steps[:NAMED]), more, reason
+        )
 
 
 def print_compilation(found: Compilation, console: Console) -> None:

@@ -20,7 +20,7 @@ from ptq.targets.tvm.description import Description
 from ptq.targets.tvm.features import features_of
 from tests.kernels.run_kernel import alone, run
 
-ROUND = Rounding(118, 3, 250)
+ROUND = Rounding(118, 3, 250, floats=True)
 NATIVE = features_of(Description("llvm", cpu="native").resolved().target())
 needs_avx2 = pytest.mark.skipif("avx2" not in NATIVE, reason="this processor has no AVX2")
 
@@ -37,22 +37,29 @@ PACKED = {
 
 
 def contents(kernel: Any, reach: int) -> list[np.ndarray]:
-    """Weights up to `reach`, biases, ratios that use the whole range, and codes."""
+    """Weights up to `reach`, biases, scales that use the whole range, and codes."""
     rng = np.random.default_rng(7)
-    weight, bias, _, x = kernel.parameters()[:4]
+    weight, bias, *_, x, _ = kernel.parameters()
     channels = bias.size
+    multiplier = rng.integers(1, 64, channels)
+    if kernel.rounding.floats:
+        scales = [(multiplier * np.float32(2.0**-13)).astype(np.float32)]
+    else:  # more bits than a float32 product has
+        multiplier = multiplier * 2**18 + rng.integers(1, 2**18, channels)
+        scales = [multiplier.astype(np.int32), np.full(channels, 31, np.int32)]
     return [
         rng.integers(-reach, reach + 1, weight.size).astype(weight.dtype),
         rng.integers(-3000, 3000, channels).astype(np.int32),
-        (rng.integers(1, 64, channels) * np.float32(2.0**-13)).astype(np.float32),
+        *scales,
         rng.integers(0, 256, x.size).astype(np.uint8),
     ]
 
 
 @needs_avx2
+@pytest.mark.parametrize("floats", [True, False])
 @pytest.mark.parametrize("name", PACKED)
-def test_packed_convolution_equals_its_oracle(name: str) -> None:
-    kernel = PACKED[name]
+def test_packed_convolution_equals_its_oracle(name: str, floats: bool) -> None:
+    kernel = replace(PACKED[name], rounding=replace(ROUND, floats=floats))
     arrays = contents(kernel, 64 // kernel.tile.group)
     wanted = kernel.oracle(*arrays)
     np.testing.assert_array_equal(run(kernel, *arrays).reshape(wanted.shape), wanted)
@@ -63,9 +70,11 @@ def test_packed_convolution_equals_its_oracle(name: str) -> None:
 @pytest.mark.parametrize(
     ("narrow", "paired", "reach"), [(True, False, 14), (False, False, 128), (False, True, 128)]
 )
-def test_depthwise_equals_its_oracle(narrow: bool, paired: bool, reach: int) -> None:
+@pytest.mark.parametrize("floats", [True, False])
+def test_depthwise_equals_its_oracle(narrow: bool, paired: bool, reach: int, floats: bool) -> None:
+    rounding = replace(ROUND, floats=floats)
     taps = tuple(256 * i + 32 * j for i in range(3) for j in range(3))
-    kernel = Depthwise(taps + taps[-1:] * paired, 512, 32, 3, 6, 32, narrow, paired, ROUND)
+    kernel = Depthwise(taps + taps[-1:] * paired, 512, 32, 3, 6, 32, narrow, paired, rounding)
     arrays = contents(kernel, reach)
     arrays[0] = np.clip(arrays[0], -128, 127)
     wanted = kernel.oracle(*arrays)

@@ -75,8 +75,9 @@ def test_decode_equals_its_oracle(bits: int) -> None:
 def test_a_product_that_decodes_in_its_loop_equals_its_oracle(bits: int, group: int) -> None:
     """As many quads are added in 16 bits as the weights allow, whatever a unit has."""
     kernel = PackedConvolution(
-        "avx2", Tile(1, 2, group), (0, 32, 70), 32, 140, 7, 2, 3, 32, Rounding(118, 3, 250), bits
-    )
+        "avx2", Tile(1, 2, group), (0, 32, 70), 32, 140, 7, 2, 3, 32,
+        Rounding(118, 3, 250, floats=True), bits,
+    )  # fmt: skip
     packed = weights("avx2", bits) // (4 * group)
     found: Any = find_palette(packed, ISAS["avx2"])
     kernel = replace(kernel, bits=found.bits)

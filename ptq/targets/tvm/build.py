@@ -44,6 +44,7 @@ def build(
         describe(program, named, traced, memory.size, calls, _identity(lowering)),
         {step: tuple(names) for step, names in kernels.items()},
         _code_views(lowering, memory),
+        lowering.plain,
     )
 
 

@@ -15,7 +15,7 @@ from ptq.kernels.depthwise import LANES, Depthwise
 from ptq.kernels.movement import Copy, Fill
 from ptq.kernels.packed_convolution import PackedConvolution, Tile, pack
 from ptq.kernels.palette import find_palette
-from ptq.kernels.requantize import Rounding, floats_are_exact
+from ptq.kernels.requantize import Rounding, channel_ratios, floats_are_exact
 from ptq.kernels.view import View
 from ptq.targets.tvm.lowering import Lowering, Operand
 
@@ -33,6 +33,7 @@ ONE_ROW = {
     "avx512vnni": Tile(1, 4, 4),
     "dotprod": Tile(1, 4, 4),
 }
+NO_ISA = "the target has no vector instructions that fast kernels are written for"
 LARGE_BYTES = 1 << 20
 """Int8 weights that a second-level cache hardly holds: reading fewer bytes wins over decoding."""
 
@@ -48,21 +49,32 @@ class Image:
     out_width: int
 
 
-def fast_convolution(state: Lowering, step: Convolve) -> bool:
-    """Lower `step` to a fast kernel; False if there is none for it."""
+def fast_convolution(state: Lowering, step: Convolve) -> str | None:
+    """Lower `step` to a fast kernel; or return why there is none for it."""
     isa = dot.choose(state.features)
-    depthwise = step.weight.shape[1] == 1 and step.groups == step.weight.shape[0]
-    fits = step.groups == 1 or (depthwise and step.weight.shape[0] % LANES == 0)
-    one_sample = state.shape(step.input)[0] == 1 and step.weight.ndim <= 4
-    if isa is None or not fits or not one_sample or not floats_are_exact(step.requantizer):
-        return False
+    if isa is None:
+        return NO_ISA
+    depthwise = step.groups > 1 and step.weight.shape[1] == 1 == step.weight.shape[0] // step.groups
+    refused = _refusal(state, step, depthwise)
+    if refused is not None:
+        return refused
     step = _as_image(step)
     image = _padded(state, step)
-    if depthwise and step.groups > 1:
-        _depthwise(state, step, image, isa)
-    else:
-        _packed(state, step, image, isa)
-    return True
+    lower = _depthwise if depthwise else _packed
+    lower(state, step, image, isa)
+    return None
+
+
+def _refusal(state: Lowering, step: Convolve, depthwise: bool) -> str | None:
+    if step.weight.ndim > 4:
+        return f"it has {step.weight.ndim - 2} spatial axes"
+    if state.shape(step.input)[0] != 1:
+        return f"a call has {state.shape(step.input)[0]} samples"
+    if depthwise and step.weight.shape[0] % LANES:
+        return f"it is depthwise and its channels are no multiple of {LANES}"
+    if step.groups > 1 and not depthwise:
+        return f"it has {step.groups} groups"
+    return None
 
 
 def _as_image(step: Convolve) -> Convolve:
@@ -240,14 +252,15 @@ def _depthwise(state: Lowering, step: Convolve, image: Image, isa: dot.Isa) -> N
     state.call(step.name, kernel, *operands, state.codes(step.output))
 
 
-def fast_gemm(state: Lowering, step: Gemm) -> bool:
-    """Lower `step` to a fast kernel; False if there is none for it."""
+def fast_gemm(state: Lowering, step: Gemm) -> str | None:
+    """Lower `step` to a fast kernel; or return why there is none for it."""
     isa = dot.choose(state.features)
+    if isa is None:
+        return NO_ISA
     x, y = state.view(step.input), state.view(step.output)
     length, out = step.weight.shape
-    dense = all(_row_major(view) for view in (x, y))
-    if isa is None or not dense or not floats_are_exact(step.requantizer):
-        return False
+    if not all(_row_major(view) for view in (x, y)):
+        return "its operands are not row-major"
     count = int(np.prod(x.shape[:-1], dtype=np.int64))
     tile = _tile(out, isa) if count > 1 else _row_tile(out, isa)
     kernel = PackedConvolution(
@@ -255,7 +268,7 @@ def fast_gemm(state: Lowering, step: Gemm) -> bool:
         _rounding(step.requantizer),
     )  # fmt: skip
     _call_packed(state, step, kernel, step.weight.T[:, None, :], state.codes(step.input))
-    return True
+    return None
 
 
 def _row_major(view: View) -> bool:
@@ -264,19 +277,23 @@ def _row_major(view: View) -> bool:
 
 
 def _rounding(requantizer: Requantizer) -> Rounding:
-    return Rounding(requantizer.zero_point, requantizer.low, requantizer.high)
+    r = requantizer
+    return Rounding(r.zero_point, r.low, r.high, floats=floats_are_exact(r))
 
 
 def _constants(
     state: Lowering, step: Convolve | Gemm, sums: Array, room: int, offset: int = 0
 ) -> list[Operand]:
-    """bias less the zero point's share, and float32 ratios; zeros up to `room` channels.
+    """bias less the zero point's share, and scales; up to `room` channels that count for nothing.
 
     offset: what the kernel takes off every code already.
     """
     zero = state.plan(step.input).zero_point - offset
-    bias = np.zeros(room, np.int32)
-    bias[: len(sums)] = (0 if step.bias is None else step.bias) - zero * sums
-    ratio = np.zeros(room, np.float32)
-    ratio[: len(sums)] = step.requantizer.ratio
-    return [state.constant(bias), state.constant(ratio)]
+    bias = (0 if step.bias is None else step.bias) - zero * sums
+    if floats_are_exact(step.requantizer):
+        scales = [np.broadcast_to(step.requantizer.ratio, sums.shape)]
+    else:
+        scales = list(channel_ratios(step.requantizer, len(sums)))
+    missing = (0, room - len(sums))
+    padded = [np.pad(bias.astype(np.int32), missing), *(np.pad(s, missing, "edge") for s in scales)]
+    return [state.constant(array) for array in padded]

@@ -68,6 +68,7 @@ class Lowering:
 
     features: what the target's processor has, for the choice of kernels.
     weights: how they are stored, as in `CompileOptions`. tuner: gives the tile of a kernel.
+    plain: step -> why it has plain loops where others have a fast kernel.
     """
 
     program: Program
@@ -78,6 +79,7 @@ class Lowering:
     calls: list[Call] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     blob: bytearray = field(default_factory=bytearray)
+    plain: dict[str, str] = field(default_factory=dict)
     _stored: dict[tuple[str, bytes], Stored] = field(default_factory=dict)
     _last: frozenset[str] = frozenset()
 

@@ -52,6 +52,7 @@ class Compiled:
 
     kernels: step -> name of its kernels' classes, in order. code_views: value -> its offset in the
     arena and its view from there. entry: description that the library holds.
+    plain: step -> why it has plain loops, which are slow.
     """
 
     executable: Any
@@ -60,6 +61,7 @@ class Compiled:
     entry: Mapping[str, Any]
     kernels: Mapping[str, tuple[str, ...]]
     code_views: Mapping[str, tuple[int, View]]
+    plain: Mapping[str, str]
 
     def export(self, path: Path) -> None:
         """Link one shared library that needs no other file.

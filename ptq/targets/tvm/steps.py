@@ -131,8 +131,10 @@ def _pick(view: View, axes: list[int]) -> View:
 
 def convolve(state: Lowering, step: steps.Convolve) -> None:
     """A fast kernel if there is one for this shape and processor."""
-    if fast_convolution(state, step):
+    refused = fast_convolution(state, step)
+    if refused is None:
         return
+    state.plain[step.name] = refused
     kernel = convolution.Convolve(
         state.view(step.input),
         state.view(step.output),
@@ -153,8 +155,10 @@ def convolve(state: Lowering, step: steps.Convolve) -> None:
 
 def gemm(state: Lowering, step: steps.Gemm) -> None:
     """A fast kernel if there is one for this processor."""
-    if fast_gemm(state, step):
+    refused = fast_gemm(state, step)
+    if refused is None:
         return
+    state.plain[step.name] = refused
     a, y = state.view(step.input), state.view(step.output)
     b = View(step.weight.shape, (step.weight.shape[1], 1))
     zero_points = (state.plan(step.input).zero_point, 0)
@@ -176,6 +180,7 @@ def gemm(state: Lowering, step: steps.Gemm) -> None:
 
 def matmul(state: Lowering, step: steps.MatMul) -> None:
     """Batched; the batch axes of the operands broadcast."""
+    state.plain[step.name] = "it multiplies two activations"
     a, b, y = (state.view(name) for name in (step.a, step.b, step.output))
     batch = y.shape[:-2]
     kernel = convolution.MatMul(
