@@ -74,7 +74,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Softmax:
-    """y = min(high, (2 e numerator + s) // (2 s)), e = exp_table[max - x], s = sum e.
+    """y = min(high, RNE(e numerator / s)), e = exp_table[max - x], s = sum e.
 
     rows: x and y over all axes but one. along: x and y over that one.
     """
@@ -109,8 +109,11 @@ class Softmax:
                 T.buffer_store(total, total[0] + exp_table[top[0] - code(j)], [0])
             with T.serial(0, length) as j:
                 twice = exp_table[top[0] - code(j)] * T.int32(2 * self.numerator)
-                share = tirx.truncdiv(twice + total[0], total[0] * T.int32(2))
-                limited = T.Cast("uint8", T.min(share, T.int32(self.high)))
+                above, double = twice + total[0], total[0] * T.int32(2)
+                share = tirx.truncdiv(above, double)
+                tie = T.Cast("int32", above == share * double)
+                even = share - tie * (share & T.int32(1))
+                limited = T.Cast("uint8", T.min(even, T.int32(self.high)))
                 T.buffer_store(y, limited, [_both(to_rows, to_along, i, [j])])
 
     def oracle(self, exp_table: Array, x: Array) -> Array:
@@ -120,7 +123,8 @@ class Softmax:
         codes = View(shape, strides, rows.offset).read(x).astype(np.int64)
         e = exp_table.astype(np.int64)[codes.max(axis=-1, keepdims=True) - codes]
         total = e.sum(axis=-1, keepdims=True)
-        share = (2 * e * self.numerator + total) // (2 * total)
+        share, rest = np.divmod(2 * e * self.numerator + total, 2 * total)
+        share -= (rest == 0) & (share % 2 == 1)
         return np.asarray(np.minimum(share, self.high), np.uint8)
 
 

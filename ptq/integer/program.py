@@ -159,7 +159,7 @@ class Softmax:
     """Integer softmax along `axis`.
 
     e = exp_table[max - input] over integers, s = sum e,
-    output = min(high, (2 * e * numerator + s) // (2 * s)): round half up, exact.
+    output = min(high, RNE(e * numerator / s)): exact, half to even.
     All of it stays below 2^31 while the axis has fewer than 2^15 elements.
 
     exp_table: int32 [256], entry d is round(2^15 * exp(-d * scale)).

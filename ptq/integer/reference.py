@@ -207,7 +207,8 @@ def _softmax(values: _Values, step: Softmax) -> None:
     e = step.exp_table.astype(np.int64)[np.maximum(distance, 0)]
     e = e if keep is None else e * keep
     total = np.maximum(e.sum(axis=step.axis, keepdims=True), 1)
-    out = (2 * e * step.numerator + total) // (2 * total)
+    out, rest = np.divmod(2 * e * step.numerator + total, 2 * total)
+    out -= (rest == 0) & (out % 2 == 1)  # a tie, rounded up to an odd code
     values.codes[step.output] = np.minimum(out, step.high).astype(np.uint8)
 
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from ptq.errors import UnsupportedModelError
 from ptq.integer.arithmetic import Requantizer
-from ptq.integer.program import Add, Lookup, Mean, Multiply, Softmax
+from ptq.integer.program import Add, Lookup, Mean, Multiply
 from ptq.targets.build import Builder
 from ptq.targets.rows import shape_of
 
@@ -165,27 +165,3 @@ def _trailing_axes(b: Builder, codes: ir.Value, axis: int) -> int:
             "or an axis counted from the end: export the model with shapes"
         )
     return len(codes.shape) - axis - 1
-
-
-def softmax(b: Builder, step: Softmax) -> None:
-    """(2 * e * numerator + s) / (2 * s), e = exp_table[max - x], in int32.
-
-    Where a mask keeps less than everything, max - x may be negative: such an index counts from the
-    table's end, and what it finds is multiplied by zero.
-    """
-    x = cast(b, b.codes(step.input), ir.DataType.INT32)
-    keep = None if step.keep is None else cast(b, b.value(step.keep), ir.DataType.INT32)
-    axes = int64(b, [step.axis])
-    two = b.constant(2, np.int32, "c")
-    kept = x if keep is None else b.node("Mul", [x, keep])
-    distance = b.node("Sub", [b.node("ReduceMax", [kept, axes]), x])
-    table = b.constant(step.exp_table, np.int32, "t")
-    e = b.node("Gather", [table, distance])
-    e = e if keep is None else b.node("Mul", [e, keep])
-    s = b.node("ReduceSum", [e, axes])
-    s = s if keep is None else b.node("Max", [s, b.constant(1, np.int32, "c")])
-    twice = b.constant(2 * step.numerator, np.int32, "c")
-    above = b.node("Add", [b.node("Mul", [e, twice]), s])
-    share = b.node("Div", [above, b.node("Mul", [s, two])])
-    limited = b.node("Min", [share, b.constant(step.high, np.int32, "c")])
-    b.bind_codes(step.output, cast(b, limited, ir.DataType.UINT8))

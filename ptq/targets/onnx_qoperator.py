@@ -28,7 +28,7 @@ from ptq.integer.program import (
     Quantize,
     Softmax,
 )
-from ptq.targets import boundary, exact, normalize, wide
+from ptq.targets import boundary, exact, normalize, softmax, wide
 from ptq.targets.build import Builder, Emitter, print_program
 from ptq.targets.known_tables import is_sigmoid, leaky_slope
 from ptq.targets.names import Io
@@ -241,7 +241,7 @@ STEPS: dict[type, Emitter] = {
     Multiply: _multiply,
     Lookup: _lookup,
     Mean: _mean,
-    Softmax: exact.softmax,
+    Softmax: softmax.in_floats,
     Normalize: normalize.in_doubles,
     Apply: boundary.apply,
 }

@@ -24,7 +24,7 @@ from ptq.integer.program import (
     Quantize,
     Softmax,
 )
-from ptq.targets import boundary, exact, normalize
+from ptq.targets import boundary, exact, normalize, softmax
 from ptq.targets.build import Builder, Emitter, print_program
 from ptq.targets.names import Io
 from ptq.targets.storage import store_operand
@@ -78,7 +78,7 @@ STEPS: dict[type, Emitter] = {
     Multiply: exact.multiply,
     Lookup: exact.lookup,
     Mean: exact.mean,
-    Softmax: exact.softmax,
+    Softmax: softmax.in_integers,
     Normalize: normalize.in_integers,
     Apply: boundary.apply,
 }

@@ -209,15 +209,45 @@ def test_two_slopes_become_one_node(program_of, grid_of):
 
 @EXACT
 @pytest.mark.parametrize("axis", [-1, 1])
-@pytest.mark.parametrize("numerator", [256, 255, 17])
+@pytest.mark.parametrize("numerator", [256, 255, 16])
 def test_softmax(axis, numerator, target, rng, program_of, grid_of, mismatches):
     plans = {"x": grid_of(0.04, 101), "y": grid_of(1 / numerator, 0)}
-    table = np.rint(2.0**15 * np.exp(-0.04 * np.arange(256))).astype(np.int32)
-    step = Softmax("softmax", "x", "y", axis, table, numerator, min(numerator, 255))
+    step = _softmax(axis, numerator)
     program = program_of({"x": ("N", 9, 300)}, (step,), plans)
     codes = rng.integers(0, 256, (2, 9, 300)).astype(np.uint8)
     codes[0, :, :] = 7
     codes[1, 2, 5], codes[1, 2, 6:] = 255, 0
+    codes[1, 3, :4], codes[1, 3, 4:] = 255, 0  # a quarter each: ties of sixteenths
+    assert mismatches(program, target, {"x": codes}) == 0
+
+
+def _softmax(axis: int, numerator: int, keep: Ref | None = None) -> Softmax:
+    table = np.rint(2.0**15 * np.exp(-0.04 * np.arange(256))).astype(np.int32)
+    return Softmax("softmax", "x", "y", axis, table, numerator, min(numerator, 255), keep)
+
+
+@EXACT
+@pytest.mark.parametrize("length", [512, 513, 3000])
+def test_softmax_of_rows_whose_sum_float32_just_holds_or_does_not(
+    length, target, rng, program_of, grid_of, mismatches
+):
+    plans = {"x": grid_of(0.04, 101), "y": grid_of(1 / 256, 0)}
+    program = program_of({"x": (6, "L")}, (_softmax(-1, 256),), plans)
+    codes = np.full((6, length), 200, np.uint8)
+    codes[1:] -= rng.integers(0, [[2], [9], [30], [90], [200]], (5, length)).astype(np.uint8)
+    assert mismatches(program, target, {"x": codes}) == 0
+
+
+@EXACT
+def test_masked_softmax(target, rng, program_of, grid_of, mismatches):
+    """Hidden scores may be larger than all others; a row may be hidden whole."""
+    keep = rng.random((4, 1, 300)) < 0.5
+    keep[0], keep[1], keep[2, :, 1:] = False, True, False
+    plans = {"x": grid_of(0.04, 101), "y": grid_of(1 / 256, 0)}
+    step = _softmax(-1, 256, Ref("keep", False))
+    program = program_of({"x": (4, 9, "L")}, (step,), plans, constants={"keep": keep})
+    codes = rng.integers(0, 256, (4, 9, 300)).astype(np.uint8)
+    codes[3] = np.where(keep[3], codes[3] // 8, 255)
     assert mismatches(program, target, {"x": codes}) == 0
 
 

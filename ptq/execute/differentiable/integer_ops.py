@@ -19,7 +19,7 @@ from ptq.execute.differentiable.convolution import CONVOLVE
 from ptq.execute.differentiable.float_graph import run_op
 from ptq.execute.differentiable.float_ops import HOST_OPERANDS
 from ptq.execute.differentiable.nodes import Node, op_key
-from ptq.execute.differentiable.rounding import Quantiser, Rounding, interpolate, rounding_of
+from ptq.execute.differentiable.rounding import Quantiser, interpolate, rounding_of
 from ptq.execute.differentiable.tensors import to_tensor
 from ptq.plan import ActivationPlan
 
@@ -177,14 +177,7 @@ def _softmax(s: Scope, step: Softmax) -> None:
     e = interpolate(table, point.clamp(min=0)) * torch.exp(scale * (point - distance))
     e = e if keep is None else e * keep
     total = e.sum(step.axis, keepdim=True).clamp(min=1)
-    out = 2 * e * step.numerator / (2 * total)
-    # Round half up: what the half-even rounding of `emit` would do differently is added first.
-    up = ((2 * e * step.numerator + total) / (2 * total)).floor() - out
-    rounding = Rounding(
-        lambda: out.clamp(0, step.high), lambda: (out + up.detach()).clamp(0, step.high)
-    )
-    codes = s.quantiser(step.output, rounding)
-    s.codes[step.output] = codes.to(s.dtype)
+    s.emit(step.output, e * step.numerator / total, 0, 0, step.high)
 
 
 def _normalize(s: Scope, step: Normalize) -> None:
