@@ -23,7 +23,7 @@ from ptq.passes.fuse_gemm import fuse_gemm
 from ptq.passes.mask_average_pool import mask_average_pool
 from ptq.passes.merge_pads import merge_pads
 from ptq.passes.remove_identity import remove_identity
-from ptq.passes.rewriting import Rewrite
+from ptq.passes.rewriting import Rewrite, remove_unused
 from ptq.passes.simplify import FIRST_IR_VERSION, infer_shapes, simplify
 from ptq.passes.simplify_child import TARGET_OPSET
 from ptq.passes.sink_scalars import sink_scalars
@@ -77,6 +77,28 @@ def prepare(model: ir.Model, limits: Limits | None = None) -> ir.Model:
     prepared.ir_version = max(prepared.ir_version, FIRST_IR_VERSION)
     infer_shapes(prepared, limits)
     return prepared
+
+
+def tidy(model: ir.Model, limits: Limits | None = None) -> ir.Model:
+    """A copy that computes what `model` does by the same operators.
+
+    After it: no functions, constants are initializers, what is constant is folded, every node and
+    value has its own name, and shapes are known as far as the model determines them.
+
+    Raises:
+        InvalidModelError: NaN in a constant, or Inf in a weight.
+        UnsupportedModelError: the functions cannot be inlined.
+    """
+    check_finite(model)
+    copy = _own_copy(model)
+    _inline(copy)
+    _lift_constants(copy)
+    fold_constants(copy.graph)
+    remove_unused(copy.graph)
+    copy.graph.sort()
+    common.NameFixPass()(copy)
+    infer_shapes(copy, limits)
+    return copy
 
 
 def _own_copy(model: ir.Model) -> ir.Model:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ptq.result import Result
     from ptq.targets.tvm.module import CompileOptions
     from ptq.verify import VerifyOptions, verify_file
+    from ptq.weights_only import WeightsResult, quantize_weights
 
 __version__ = "0.1.0"
 
@@ -68,6 +69,7 @@ __all__ = [
     "Result",
     "Samples",
     "VerifyOptions",
+    "WeightsResult",
     "__version__",
     "accuracy_of",
     "bench_files",
@@ -84,6 +86,7 @@ __all__ = [
     "perplexity_of",
     "pick",
     "quantize",
+    "quantize_weights",
     "quantize_within",
     "redo",
     "regress_file",
@@ -113,6 +116,7 @@ _HOMES = {
     "Result": "ptq.result",
     "Samples": "ptq.report.measure",
     "VerifyOptions": "ptq.verify",
+    "WeightsResult": "ptq.weights_only",
     "accuracy_of": "ptq.evaluate",
     "bench_files": "ptq.evaluate",
     "check_reproducible": "ptq.reproduce",
@@ -128,6 +132,7 @@ _HOMES = {
     "perplexity_of": "ptq.evaluate",
     "pick": "ptq.mixed.explore",
     "quantize": "ptq.pipeline",
+    "quantize_weights": "ptq.weights_only",
     "quantize_within": "ptq.mixed.within",
     "redo": "ptq.reproduce",
     "regress_file": "ptq.regress",

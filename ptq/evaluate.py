@@ -18,7 +18,13 @@ from ptq.calib_data import (
 from ptq.calib_data.synthetic import synthetic_source
 from ptq.errors import UsageError
 from ptq.model import load
-from ptq.report.artifact import float_source, is_quantized, load_manifest, load_program
+from ptq.report.artifact import (
+    float_source,
+    is_integer,
+    is_quantized,
+    load_manifest,
+    load_program,
+)
 from ptq.report.benchmark import Benchmark, BenchOptions, bench
 from ptq.report.comparison import Comparison, compare
 from ptq.report.compiled import is_compiled, open_file
@@ -52,7 +58,7 @@ def float_inputs(path: Path) -> tuple[InputSpec, ...]:
     if is_compiled(path):
         return boundary_specs(load_program(path).program)
     model = load(path)  # checked before anything else, whoever wrote it
-    return boundary_specs(load_program(path).program) if is_quantized(path) else input_specs(model)
+    return boundary_specs(load_program(path).program) if is_integer(path) else input_specs(model)
 
 
 def check_evaluation(model: Path, data: Path, preprocess: Preprocess | None) -> None:

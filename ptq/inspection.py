@@ -16,7 +16,7 @@ from ptq.integer.outline import outline
 from ptq.model import load
 from ptq.passes.prepare import prepare
 from ptq.recipe import Recipe
-from ptq.report.artifact import is_quantized, load_manifest, load_program
+from ptq.report.artifact import is_integer, is_quantized, load_manifest, load_program
 from ptq.report.console import certificate_line, print_islands, print_layers, print_table, printable
 from ptq.report.summary import (
     CertificateSummary,
@@ -82,7 +82,11 @@ def inspect_file(path: Path, recipe: Recipe | None = None) -> Inspection:
     model = load(path)
     recipe = recipe or Recipe()
     certificates = None
-    if is_quantized(path):
+    if is_quantized(path) and not is_integer(path):
+        manifest = load_manifest(path)
+        kind, recipe = "weights only", manifest.recipe
+        rows, islands = manifest.report.layers, manifest.report.islands
+    elif is_quantized(path):
         kind, recipe = "quantized", load_manifest(path).recipe
         program = load_program(path).program
         rows, islands = layers(program), program_islands(program)

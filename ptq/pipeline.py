@@ -11,6 +11,7 @@ import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
 from ptq.calib_data import Preprocess
+from ptq.errors import RecipeError
 from ptq.execute.float import FloatRunner
 from ptq.histogram import Histogram
 from ptq.integer.lower import lower
@@ -54,8 +55,13 @@ def quantize(  # noqa: PLR0913 - the one entry point; all but the first three by
     Raises:
         ModelError: the model is invalid, unsafe, or not supported as asked.
         CalibrationError: the samples do not fit the model.
-        RecipeError: a pattern that matches nothing.
+        RecipeError: a pattern that matches nothing, or a recipe of weights only.
     """
+    if recipe is not None and recipe.weights_only:
+        raise RecipeError(
+            f"quantize: got a recipe of weights only ({recipe.precision}); wanted one of an "
+            "integer network: use ptq.quantize_weights, which gives a float one"
+        )
     started = begin(
         load(model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes),
         calib,

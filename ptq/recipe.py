@@ -19,6 +19,7 @@ Cpu = Literal["any", "vnni"]
 Rounding = Literal["nearest", "squant", "gptq"]
 GridFamily = Literal["uniform", "power", "powerquant", "auto"]
 ResidualBits = Literal[8, 16]
+GroupSize = Literal[16, 32, 64, 128, 256]
 Bits = Annotated[int, msgspec.Meta(ge=2, le=8)]
 PRESETS = ("w8a8", "w4a8", "w4a4", "w3a8", "w2a8")
 DATA_FREE: Mapping[str, Any] = {
@@ -26,7 +27,22 @@ DATA_FREE: Mapping[str, Any] = {
 }  # fmt: skip
 """What replaces the defaults without samples: invented ones say little about second moments and
 about what a layer should learn, and their ranges are smaller than real ones."""
-_PRECISION = re.compile(r"w([2-8])a([2-8])")
+WEIGHTS_ONLY: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "target": (("onnx",), "weights alone are written as onnxruntime's MatMulNBits"),
+    "grid": (("uniform",), "MatMulNBits has equally spaced levels"),
+    "io": (("float",), "everything but weights stays float"),
+    "weight_bits": ((2, 3, 4, 8), "MatMulNBits holds these, 3 in 4"),
+}
+"""What recipes of weights only must have, and why."""
+INTEGER: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "group_size": ((None,), "an integer product has one scale a channel; groups need w4a16"),
+    "compute": (("float",), "integer networks compute in int8 anyway; this is of w4a16"),
+}
+"""What all other recipes must have, and why."""
+_PRECISION = re.compile(r"w([2-8])a([2-8]|16)")
+DEFAULT_GROUP = 128
+FLOAT_BITS = 16
+"""What the field calls activations that are not quantised."""
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -56,6 +72,13 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         RepQ-ViT) where that lowers the held-out error of the products.
     residual_bits: width of sums that only layer norms read, and of what is added up in them; 16 is
         worth its time in transformers, whose residual stream has outliers.
+    weights_only: weights of matrix products alone are quantised, in groups of inputs, and all is
+        computed in floats ('w4a16'); the fields from here to `compute` are of this way only.
+    group_size: inputs that share a scale and a zero point; None is 128.
+    act_order: second-order rounding takes the inputs of the largest mean square first.
+    descent: coordinate descent and refitted scales after it.
+    match_float: a layer aims at what the float network has there, not at its own float product.
+    compute: 'float', or 'int8': products round their input to 8 bits as it comes, block by block.
     io: 'float' quantises and dequantises at the boundary, 'integer' exposes codes there.
     cpu: 'any' keeps 8-bit weights in the range where no x86 CPU's arithmetic saturates; 'vnni' uses
         all of it, and is exact as int8 only on CPUs with VNNI (and on Arm).
@@ -79,6 +102,12 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     strict: bool = False
     balance: bool = True
     residual_bits: ResidualBits = 16
+    weights_only: bool = False
+    group_size: GroupSize | None = None
+    act_order: bool = True
+    descent: bool = True
+    match_float: bool = True
+    compute: Literal["float", "int8"] = "float"
     io: Literal["float", "integer"] = "float"
     cpu: Cpu = "any"
     target: Target = "onnx"
@@ -87,19 +116,28 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def __post_init__(self) -> None:
         check_map(self.precision_map, "precision_map")
+        for field, (wanted, why) in (WEIGHTS_ONLY if self.weights_only else INTEGER).items():
+            if getattr(self, field) not in wanted:
+                raise RecipeError(
+                    f"recipe: {self.precision} with {field} {getattr(self, field)!r}; wanted "
+                    f"{' or '.join(map(str, wanted))}: {why}"
+                )
 
     @staticmethod
     def preset(name: str) -> Recipe:
         """The recipe of a precision such as 'w4a8'; the presets are PRESETS, others follow suit.
 
         Raises:
-            RecipeError: not of the form w<2-8>a<2-8>.
+            RecipeError: not of the form w<2-8>a<2-8>, nor w<2, 3, 4 or 8>a16 for weights only.
         """
         match = _PRECISION.fullmatch(name.lower())
         if match is None:
             raise RecipeError(
-                f"--precision {name}: wanted w<2-8>a<2-8>, for instance {', '.join(PRESETS)}"
+                f"--precision {name}: wanted w<2-8>a<2-8>, for instance {', '.join(PRESETS)}, or "
+                "w4a16 for weights only"
             )
+        if int(match[2]) == FLOAT_BITS:
+            return Recipe(weight_bits=int(match[1]), edge_bits=None, weights_only=True)
         return Recipe(weight_bits=int(match[1]), activation_bits=int(match[2]))
 
     @staticmethod
@@ -145,4 +183,11 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def precision(self) -> str:
         """The field's short name, for instance 'w4a8'; 'mixed' if a map chooses."""
-        return "mixed" if self.precision_map else f"w{self.weight_bits}a{self.activation_bits}"
+        if self.precision_map and not self.weights_only:
+            return "mixed"
+        return f"w{self.weight_bits}a{FLOAT_BITS if self.weights_only else self.activation_bits}"
+
+    @property
+    def block_size(self) -> int:
+        """Inputs that share a scale where weights only are quantised."""
+        return self.group_size or DEFAULT_GROUP

@@ -12,7 +12,13 @@ from ptq.evaluate import Samples, first_rows, float_inputs, with_preprocess
 from ptq.files import sha256
 from ptq.model import load
 from ptq.report import gate_files
-from ptq.report.artifact import float_source, is_quantized, load_manifest, load_program
+from ptq.report.artifact import (
+    float_source,
+    is_integer,
+    is_quantized,
+    load_manifest,
+    load_program,
+)
 from ptq.report.baseline import Baseline, Proofs, Speed, load_baseline
 from ptq.report.benchmark import BenchOptions, bench
 from ptq.report.compiled import is_compiled, open_file
@@ -203,7 +209,7 @@ def _bytes(model: Path) -> int:
 
 
 def _proofs(model: Path) -> Proofs | None:
-    if not is_quantized(model):
+    if not is_integer(model):
         return None
     program = load_program(model).program
     return Proofs(

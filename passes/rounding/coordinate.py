@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ptq.grid import Codes, Floats, Grid, Integers
 from ptq.passes.rounding.layer_error import by_group
-from ptq.passes.rounding.levels import Levels
+from ptq.passes.rounding.levels import BlockLevels, Levels, levels_of
 
 Array = npt.NDArray[np.float64]
 
@@ -34,11 +34,12 @@ def coordinate_descent(
 ) -> Codes:
     """Improve the codes until nothing changes, or for `sweeps` passes over the columns.
 
-    w: [rows, K]; codes: [rows, K] uint8; gram: [groups, K, K]; scale, zero_point: [rows].
+    w: [rows, K]; codes: [rows, K] uint8; gram: [groups, K, K]; scale, zero_point: [rows], or of one
+    group [rows, blocks].
     Returns [rows, K] uint8 whose error is at most that of `codes`. Columns that never see an input
     keep their codes.
     """
-    levels = Levels.of(grid, scale, zero_point)
+    levels = levels_of(grid, scale, zero_point, np.arange(w.shape[1]))
     rows = by_group(w, gram)
     difference = by_group(levels.decode(codes.astype(np.float64)), gram) - rows
     result = codes.reshape(rows.shape).copy()
@@ -52,27 +53,33 @@ def coordinate_descent(
 
 
 def descend(
-    block: slice, rows: Array, codes: Codes, difference: Array, gram: Floats, levels: Levels
+    block: slice,
+    rows: Array,
+    codes: Codes,
+    difference: Array,
+    gram: Floats,
+    levels: Levels | BlockLevels,
 ) -> None:
     """One pass over a block of columns; changes `codes` and `difference`, [groups, n, K]."""
     groups, n, _ = rows.shape
     pull = difference @ gram[:, :, block]
     own = np.ascontiguousarray(difference[:, :, block])
     near = gram[:, block, block]
-    least = LEAST_GAIN * np.square(levels.scale).reshape(groups, n)
     for j in range(own.shape[2]):
         curvature = near[:, j, j, None]
         live = curvature > 0
         w, d, p = rows[:, :, block.start + j], own[:, :, j], pull[:, :, j]
         target = w + d - p / np.where(live, curvature, 1.0)
-        code = levels.nearest(target.reshape(-1))
-        step = levels.decode(code).reshape(groups, n) - w - d
+        here = levels.column(block.start + j)
+        code = here.nearest(target.reshape(-1))
+        step = here.decode(code).reshape(groups, n) - w - d
         gain = -step * (2.0 * p + step * curvature)
+        least = LEAST_GAIN * np.square(here.scale).reshape(groups, n)
         take = live & (gain > least * curvature)
         if not take.any():
             continue
         step = np.where(take, step, 0.0)
-        pull += step[:, :, None] * near[:, None, j, :]
+        pull[:, :, j + 1 :] += step[:, :, None] * near[:, None, j, j + 1 :]
         own[:, :, j] += step
         column = codes[:, :, block.start + j]
         column[take] = code.reshape(groups, n)[take]

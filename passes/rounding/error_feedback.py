@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ptq.grid import Codes, Floats, Grid, Integers
 from ptq.passes.rounding.layer_error import by_group, damped
-from ptq.passes.rounding.levels import Levels
+from ptq.passes.rounding.levels import BlockLevels, Levels, levels_of
 
 Array = npt.NDArray[np.float64]
 
@@ -50,16 +50,18 @@ def gptq(
 ) -> Codes:
     """Codes that keep each row's output close to the float row's: [rows, K] uint8.
 
-    w: [rows, K]; gram: [groups, K, K], sum or mean of x x^T; scale, zero_point: [rows].
+    w: [rows, K]; gram: [groups, K, K], sum or mean of x x^T; scale, zero_point: [rows], or of one
+    group [rows, blocks]: a block of columns keeps them whatever the order (static groups).
     Columns that never see an input take the nearest level and give no feedback.
     """
     rows = by_group(w, gram)
     order = column_order(gram, feedback.act_order)
+    levels = levels_of(grid, scale, zero_point, order[0])
     groups = np.arange(len(gram))[:, None, None]
     matrix = gram[groups, order[:, :, None], order[:, None, :]]
     factor = np.linalg.cholesky(damped(matrix, feedback.damp))
     ordered = np.take_along_axis(rows, order[:, None, :], axis=2)
-    rounded = round_backwards(ordered, factor, Levels.of(grid, scale, zero_point), feedback.block)
+    rounded = round_backwards(ordered, factor, levels, feedback.block)
     codes = np.empty(rows.shape, np.uint8)
     np.put_along_axis(codes, order[:, None, :], rounded, axis=2)
     return codes.reshape(w.shape)
@@ -72,7 +74,7 @@ def column_order(gram: Floats, act_order: bool) -> npt.NDArray[np.intp]:
     return np.argsort(-np.einsum("gkk->gk", gram), axis=1, kind="stable")[:, ::-1]
 
 
-def round_backwards(rows: Array, factor: Floats, levels: Levels, block: int) -> Codes:
+def round_backwards(rows: Array, factor: Floats, levels: Levels | BlockLevels, block: int) -> Codes:
     """Round the columns of [groups, n, K] from the last to the first.
 
     factor: [groups, K, K], the lower triangle L.
@@ -90,8 +92,9 @@ def round_backwards(rows: Array, factor: Floats, levels: Levels, block: int) -> 
         own = np.zeros(target.shape)
         for j in range(stop - start - 1, -1, -1):
             fed = own[:, :, j + 1 :] @ near[:, j, j + 1 :, None]
-            code = levels.nearest((target[:, :, j] + fed[:, :, 0]).reshape(-1))
-            own[:, :, j] = rows[:, :, start + j] - levels.decode(code).reshape(groups, n)
+            here = levels.column(start + j)
+            code = here.nearest((target[:, :, j] + fed[:, :, 0]).reshape(-1))
+            own[:, :, j] = rows[:, :, start + j] - here.decode(code).reshape(groups, n)
             codes[:, :, start + j] = code.reshape(groups, n)
         error[:, :, start:stop] = own
     return codes

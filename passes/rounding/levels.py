@@ -39,6 +39,10 @@ class Levels:
         middles = (tables[:, 1:] + tables[:, :-1]) / 2
         return Levels(grid, step, offset, tables * step[:, None], middles * step[:, None])
 
+    def column(self, index: int) -> Levels:
+        """The levels of one column: the same in all."""
+        return self
+
     def nearest(self, w: Array) -> Array:
         """Codes of the nearest levels: w [rows] or [rows, n] -> the same shape."""
         scale, offset = self._along(w, self.scale), self._along(w, self.zero_point)
@@ -73,3 +77,42 @@ class Levels:
     @staticmethod
     def _along(w: Array, rows: Array) -> Array:
         return rows if w.ndim == 1 else rows[:, None]
+
+
+@dataclass(frozen=True)
+class BlockLevels:
+    """Levels of rows whose columns fall into blocks with a scale and a zero point each.
+
+    blocks: the levels of every block. block_of: [K], the block that each column is in.
+    """
+
+    blocks: tuple[Levels, ...]
+    block_of: npt.NDArray[np.intp]
+
+    def column(self, index: int) -> Levels:
+        """The levels of one column."""
+        return self.blocks[int(self.block_of[index])]
+
+    def decode(self, codes: Array) -> Array:
+        """Values of the codes: [rows, K] -> the same shape."""
+        values = [self.column(k).decode(codes[:, k]) for k in range(codes.shape[1])]
+        return np.stack(values, axis=1)
+
+
+def levels_of(
+    grid: Grid,
+    scale: Floats,
+    zero_point: Integers,
+    order: npt.NDArray[np.intp],
+) -> Levels | BlockLevels:
+    """Levels of rows whose columns come in this order, [K].
+
+    scale, zero_point: [rows], or [rows, blocks] where K / blocks neighbouring columns share them.
+    """
+    if scale.ndim == 1:
+        return Levels.of(grid, scale, zero_point)
+    size = len(order) // scale.shape[1]
+    if size * scale.shape[1] != len(order):
+        raise ValueError(f"{len(order)} columns do not fall into {scale.shape[1]} equal blocks")
+    blocks = zip(scale.T, zero_point.T, strict=True)
+    return BlockLevels(tuple(Levels.of(grid, s, z) for s, z in blocks), order // size)

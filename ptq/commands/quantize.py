@@ -11,6 +11,7 @@ import click
 
 from ptq.commands.budget_options import BUDGETS, BudgetChoices
 from ptq.commands.reproduce import REPRODUCE, check_again, redo
+from ptq.commands.weights_only import weights_to
 from ptq.report.commands import emit, options_as
 from ptq.report.options import (
     CALIB,
@@ -163,6 +164,8 @@ def _what_bits_mean(recipe: Recipe) -> str:
 
 def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
     """Quantise, measure, write; returns the report."""
+    if recipe.weights_only:
+        return weights_to(out, options, recipe)
     from ptq.compilation import check_target, save_compiled
     from ptq.evaluate import Samples, check_evaluation
     from ptq.mixed.within import quantize_within

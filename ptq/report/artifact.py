@@ -18,12 +18,12 @@ from pathlib import Path
 import msgspec
 import onnx_ir as ir
 
-from ptq.errors import InvalidModelError
+from ptq.errors import InvalidModelError, UnsupportedModelError
 from ptq.files import check_output, sha256, staged
 from ptq.integer import serial
 from ptq.report.manifest import CompiledRecord, DataRecord, FileRecord, Manifest, versions
-from ptq.report.session import LARGEST_PROTO_BYTES, size_bytes
-from ptq.report.summary import Quantized, Report, make_report
+from ptq.report.session import LARGEST_PROTO_BYTES, has_external, size_bytes
+from ptq.report.summary import Deployed, Quantized, Report, make_report
 
 _COMPILERS = ("apache-tvm",)
 
@@ -99,20 +99,61 @@ def save(
         else:
             library.write(staged_paths.model)
         serial.save(result.program, result.plan, staged_paths.program)
-        manifest = Manifest(
-            source=_source_record(source, out.parent),
-            files=tuple(_records(stage)),
-            recipe=result.recipe,
-            seed=result.recipe.seed,
-            preprocess=result.preprocess,
+        made = report or make_report(result, source)
+        manifest = replace(
+            _manifest(result, made, stage, out.parent, source),
             versions=versions(_COMPILERS if library else ()),
             certificates=result.program.certificates,
-            report=without_clock(report or make_report(result, source)),
-            calibration=_data_record(result.calib, out.parent),
             compiled=None if library is None else library.record,
         )
-        text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-        staged_paths.manifest.write_bytes(text)
+        _write_manifest(manifest, staged_paths)
+
+
+def save_model(
+    result: Deployed,
+    path: str | Path,
+    report: Report,
+    *,
+    force: bool = False,
+    source: Path | None = None,
+) -> None:
+    """Write a model that has no integer program, and its manifest, both or none.
+
+    Its weights stay in a file of their own if the float model's were.
+
+    Raises:
+        OutputError: not writable, disk full, or a file exists and `force` is not set.
+    """
+    out = Path(path)
+    with staged(out.parent, force=force) as stage:
+        paths = SidePaths(stage / out.name)
+        if has_external(result.float_model):
+            ir.save(result.model, paths.model, external_data=paths.data.name)
+        else:
+            whole = result.model.clone()
+            _save_model(ir.external_data.load_to_model(whole), paths)
+        _write_manifest(_manifest(result, report, stage, out.parent, source), paths)
+
+
+def _manifest(
+    result: Deployed, report: Report, stage: Path, folder: Path, source: Path | None
+) -> Manifest:
+    """What every manifest says. stage: with the files written so far; folder: where they go."""
+    return Manifest(
+        source=_source_record(source, folder),
+        files=tuple(_records(stage)),
+        recipe=result.recipe,
+        seed=result.recipe.seed,
+        preprocess=result.preprocess,
+        versions=versions(),
+        certificates=(),
+        report=without_clock(report),
+        calibration=_data_record(result.calib, folder),
+    )
+
+
+def _write_manifest(manifest: Manifest, paths: SidePaths) -> None:
+    paths.manifest.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
 
 
 def save_again(
@@ -142,7 +183,7 @@ def save_again(
             versions=versions(_COMPILERS),
             compiled=library.record,
         )
-        paths.manifest.write_bytes(msgspec.json.format(msgspec.json.encode(changed), indent=1))
+        _write_manifest(changed, paths)
 
 
 def _records(folder: Path) -> list[FileRecord]:
@@ -221,12 +262,23 @@ def is_quantized(model: Path) -> bool:
     return SidePaths(model).manifest.is_file()
 
 
+def is_integer(model: Path) -> bool:
+    """True if an integer program belongs to the model: it is quantised, not in its weights only."""
+    return is_quantized(model) and not load_manifest(model).recipe.weights_only
+
+
 def load_program(model: Path) -> serial.Saved:
     """Read the integer program and plan beside a quantised model.
 
     Raises:
         InvalidModelError: missing, damaged, or of another version.
+        UnsupportedModelError: the model has none.
     """
+    if is_quantized(model) and not is_integer(model):
+        raise UnsupportedModelError(
+            f"{model}: its weights only were quantised and it computes in floats, so it has no "
+            "integer program to read; use `ptq compare` with the float model, or `ptq eval`"
+        )
     return serial.load(SidePaths(model).program)
 
 

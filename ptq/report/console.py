@@ -90,15 +90,19 @@ def print_report(report: Report, console: Console) -> None:
     if report.latency is not None:
         rows += _latency_rows(report.latency)
     title = f"{report.model}: {report.precision} for {report.target}, {report.samples} samples"
-    print_table(console, title, ("", "float", "integer"), rows)
+    kind = "integer" if report.group_size is None else "weights only"
+    print_table(console, title, ("", "float", kind), rows)
     if report.comparison is not None:
         console.print(f"measured on {report.comparison.samples} samples of {report.measured_on}")
         console.print()
     if report.ladder:
         title = "what each stage gained, on held-out calibration samples"
         print_table(console, title, COLUMNS, rung_rows(report.ladder))
-    _print_operators(report.layers, console)
-    console.print(certificate_line(report.layers, len(report.islands)))
+    if report.group_size is None:
+        _print_operators(report.layers, console)
+        console.print(certificate_line(report.layers, len(report.islands)))
+    else:
+        _print_products(report.layers, report.group_size, console)
     print_islands(report.islands, console)
     for lint in report.lints:
         console.print(printable(f"samples: {lint.message} [{lint.code}]"))
@@ -144,6 +148,15 @@ def _print_operators(layers: Sequence[Layer], console: Console) -> None:
     rows = [(op, count, w or "", a or "") for (op, w, a), count in kinds.most_common()]
     columns = ("step", "count", "weight bits", "output bits")
     print_table(console, "integer steps", columns, rows)
+
+
+def _print_products(layers: Sequence[Layer], group_size: int, console: Console) -> None:
+    rows = [(layer.name, layer.weight_bits or "", layer.note) for layer in layers]
+    print_table(console, "products with weights of few bits", ("node", "bits", "error"), rows)
+    console.print(
+        f"weights only, as was asked: {len(layers)} products have weights of few bits in groups of "
+        f"{group_size}; activations and everything else stay float"
+    )
 
 
 def certificate_line(layers: Sequence[Layer], islands: int) -> str:

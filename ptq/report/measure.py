@@ -13,7 +13,7 @@ from ptq.errors import CalibrationError
 from ptq.report.benchmark import BenchOptions, bench
 from ptq.report.comparison import Labelled, compare
 from ptq.report.session import Batch, open_session
-from ptq.report.summary import Quantized, Report
+from ptq.report.summary import Deployed, Report
 
 _BATCH = 16
 
@@ -74,7 +74,7 @@ def evaluation_batches(
 
 def measure(
     report: Report,
-    result: Quantized,
+    result: Deployed,
     data: Samples,
     source: Path | None,
     progress: Callable[[str, int, int | None], None],

@@ -23,6 +23,8 @@ CPUS = ("any", "vnni")
 GRIDS = ("uniform", "power", "powerquant", "auto")
 TARGETS = ("onnx", "onnx-qdq", "onnx-strict")
 RESIDUAL_BITS = (8, 16)
+GROUP_SIZES = (16, 32, 64, 128, 256)
+COMPUTES = ("float", "int8")
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 QUIET = (
     click.option("--quiet", is_flag=True, help="No progress and no warnings."),
@@ -67,7 +69,12 @@ RECIPE = (
         type=click.IntRange(2, 8),
         help="Weight bits. N means wNa8 with the first and the last layer at 8 bits.",
     ),
-    click.option("--precision", metavar="wNaM", help="Such as w4a8, w8a8, w4a4.  [default: w8a8]"),
+    click.option(
+        "--precision",
+        metavar="wNaM",
+        help="Such as w4a8, w8a8, w4a4; w4a16 quantises the weights of matrix products only.  "
+        "[default: w8a8]",
+    ),
     click.option(
         "--edge-bits",
         type=click.IntRange(2, 8),
@@ -82,6 +89,16 @@ RECIPE = (
         "--balance/--no-balance",
         default=None,
         help="Even out the channels of layer norms where that gains.  [default: balance]",
+    ),
+    click.option(
+        "--group-size",
+        type=click.Choice(GROUP_SIZES),
+        help="With w4a16: inputs that share a scale.  [default: 128]",
+    ),
+    click.option(
+        "--compute",
+        type=click.Choice(COMPUTES),
+        help="With w4a16: products in floats, or of inputs rounded to int8.  [default: float]",
     ),
     click.option(
         "--precision-map",
@@ -116,6 +133,8 @@ class Choices(Common):
     edge_bits: int | None
     residual_bits: int | None
     balance: bool | None
+    group_size: int | None
+    compute: str | None
     precision_map: Path | None
     recipe_path: Path | None
     include: tuple[str, ...]
@@ -137,7 +156,8 @@ class Choices(Common):
             base = Recipe.preset(self.precision)
         else:
             base = Recipe() if self.bits is None else Recipe.from_bits(self.bits)
-        given |= {name: getattr(self, name) for name in ("edge_bits", "residual_bits", "balance")}
+        own = ("edge_bits", "residual_bits", "balance", "group_size", "compute")
+        given |= {name: getattr(self, name) for name in own}
         given["precision_map"] = self.precision_map and load_map(self.precision_map)
         changes = {name: value for name, value in given.items() if value is not None}
         for name in ("include", "exclude", "strict"):

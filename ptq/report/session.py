@@ -126,7 +126,7 @@ def open_session(
     try:
         if isinstance(source, Path):
             handle = load(str(source))
-        elif size_bytes(source) <= LARGEST_PROTO_BYTES and not _has_external(source):
+        elif size_bytes(source) <= LARGEST_PROTO_BYTES and not has_external(source):
             handle = load(ir.to_proto(source).SerializeToString())
         else:
             with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
@@ -162,7 +162,8 @@ def size_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def _has_external(model: ir.Model) -> bool:
+def has_external(model: ir.Model) -> bool:
+    """True if weights of the model lie in files of their own."""
     return any(
         isinstance(value.const_value, ir.ExternalTensor)
         for value in model.graph.initializers.values()

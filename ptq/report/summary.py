@@ -24,8 +24,8 @@ SCHEMA_VERSION = 1
 _CONTAINER_BITS = 8
 
 
-class Quantized(Protocol):
-    """What `ptq.quantize` returns, as far as a report needs it."""
+class Deployed(Protocol):
+    """A model that was made from a float one, and how."""
 
     @property
     def model(self) -> ir.Model:
@@ -34,18 +34,6 @@ class Quantized(Protocol):
     @property
     def float_model(self) -> ir.Model:
         """The prepared float model."""
-
-    @property
-    def outline(self) -> Outline:
-        """What became integer, and what did not."""
-
-    @property
-    def program(self) -> Program:
-        """The integer program."""
-
-    @property
-    def plan(self) -> Plan:
-        """The grids."""
 
     @property
     def recipe(self) -> Recipe:
@@ -66,6 +54,22 @@ class Quantized(Protocol):
     @property
     def lints(self) -> tuple[Lint, ...]:
         """What is odd about them."""
+
+
+class Quantized(Deployed, Protocol):
+    """What `ptq.quantize` returns, as far as a report needs it."""
+
+    @property
+    def outline(self) -> Outline:
+        """What became integer, and what did not."""
+
+    @property
+    def program(self) -> Program:
+        """The integer program."""
+
+    @property
+    def plan(self) -> Plan:
+        """The grids."""
 
     @property
     def ladder(self) -> tuple[Rung, ...]:
@@ -117,6 +121,8 @@ class Report:
 
     float_bytes: of the model as given (its file and external data), else as prepared.
     quantized_bytes: of the emitted model.
+    group_size: inputs that share a scale where weights alone were quantised, else None; `layers`
+        are those then, and `islands` the other nodes with weights.
     ladder: what each stage gained on held-out calibration samples.
     measured_on: which data `comparison` was measured on, or "".
     """
@@ -136,6 +142,7 @@ class Report:
     measured_on: str = ""
     comparison: Comparison | None = None
     latency: Benchmark | None = None
+    group_size: int | None = None
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
@@ -225,7 +232,9 @@ def model_bytes(model: ir.Model) -> int:
     weights = size_bytes(model)
     if weights > LARGEST_PROTO_BYTES:
         return weights
-    return int(ir.to_proto(model).ByteSize())
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    outside = sum(t.nbytes for t in tensors if isinstance(t, ir.ExternalTensor))
+    return outside + int(ir.to_proto(model).ByteSize())
 
 
 def file_bytes(path: Path) -> int:

@@ -1,0 +1,100 @@
+"""Put rounded weights into the model: a MatMulNBits for every product."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ptq.passes.rewriting import unique_name
+from ptq.targets.matmul_nbits import DOMAIN, DOMAIN_VERSION, BlockWeight, nodes_for
+from ptq.weights_only.products import Product
+
+Array = npt.NDArray[Any]
+
+
+class Spool:
+    """Arrays in one file of a folder, which a model reads memory-mapped."""
+
+    FILE = "weights.bin"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._end = 0
+
+    def tensor(self, name: str, array: Array) -> ir.ExternalTensor:
+        """Append an array and return it as a tensor in the file."""
+        data = np.ascontiguousarray(array)
+        with (self._folder / self.FILE).open("ab") as file:
+            file.write(data.tobytes())
+        offset, self._end = self._end, self._end + data.nbytes
+        return ir.ExternalTensor(
+            self.FILE,
+            offset,
+            data.nbytes,
+            ir.DataType.from_numpy(data.dtype),
+            shape=ir.Shape(data.shape),
+            name=name,
+            base_dir=self._folder,
+        )
+
+
+def deploy(
+    model: ir.Model, product: Product, weight: BlockWeight, spool: Spool, compute: str
+) -> None:
+    """Replace the product's node in `model`, where it has the same name as in the float model."""
+    graph = model.graph
+    node = next(n for n in graph if n.name == product.name)
+    old = node.inputs[1]
+    x, output = node.inputs[0], node.outputs[0]
+    if x is None or old is None or old.dtype is None:
+        raise ValueError(f"{product.name} is no product")
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    parts = {
+        part: _initializer(graph, f"{old.name}/{part}", array, spool)
+        for part, array in weight.arrays(old.dtype.numpy()).items()
+    }
+    chain = nodes_for(x, parts, weight, bias, compute)
+    chain[-1].outputs[0].type, chain[-1].outputs[0].shape = output.type, output.shape
+    for inner in chain[:-1]:
+        inner.name = inner.outputs[0].name = unique_name(graph, f"{product.name}/{inner.op_type}")
+    graph.insert_before(node, chain)
+    output.replace_all_uses_with(chain[-1].outputs[0], replace_graph_outputs=True)
+    name = output.name
+    graph.remove(node, safe=True)
+    chain[-1].name, chain[-1].outputs[0].name = product.name, name
+    model.opset_imports[DOMAIN] = DOMAIN_VERSION
+    _forget(graph, old)
+
+
+def replace_weight(model: ir.Model, product: Product, weight: BlockWeight, spool: Spool) -> None:
+    """Put other codes and scales under a product that is deployed already."""
+    node = next(n for n in model.graph if n.name == product.name)
+    scale = node.inputs[2]
+    if scale is not None and scale.producer() is not None:
+        scale = scale.producer().inputs[0]  # type: ignore[union-attr]
+    values = {"codes": node.inputs[1], "scale": scale, "zero_point": node.inputs[3]}
+    for part, value in values.items():
+        if value is None or value.const_value is None:
+            raise ValueError(f"{product.name} is not deployed")
+        kind = value.const_value.dtype.numpy()
+        array = weight.arrays(kind)[part].astype(kind)
+        value.const_value = spool.tensor(str(value.name), array)
+
+
+def _initializer(graph: ir.Graph, base: str, array: Array, spool: Spool) -> ir.Value:
+    name = unique_name(graph, base)
+    tensor = spool.tensor(name, array)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype))
+    value.shape = ir.Shape(array.shape)
+    graph.register_initializer(value)
+    return value
+
+
+def _forget(graph: ir.Graph, value: ir.Value) -> None:
+    """Let go of a constant that nothing reads any more."""
+    if not value.uses() and not value.is_graph_output():
+        graph.initializers.pop(str(value.name), None)
