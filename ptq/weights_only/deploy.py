@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,14 @@ Array = npt.NDArray[Any]
 
 
 class Spool:
-    """Arrays in one file of a folder, which a model reads memory-mapped."""
+    """Arrays in a temporary file, which a model reads memory-mapped; it goes with this object."""
 
     FILE = "weights.bin"
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="ptq-weights-"))
         self._end = 0
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def tensor(self, name: str, array: Array) -> ir.ExternalTensor:
         """Append an array and return it as a tensor in the file."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,9 +65,7 @@ def quantize_weights(  # noqa: PLR0913 - an entry point; all but the first three
             calib, specs, preprocess=preprocess, limit=recipe.samples, seed=recipe.seed
         )
     )
-    folder = tempfile.TemporaryDirectory(prefix="ptq-weights-")
-    spool = Spool(Path(folder.name))
-    network = Network(prepared, prepared.clone(), recipe, spool, report)
+    network = Network(prepared, prepared.clone(), recipe, Spool(), report)
     with threadpool_limits(1):  # sums of floats depend on the number of threads
         if samples is None or recipe.rounding != "gptq":
             found = round_alone(network, products)
@@ -87,7 +84,7 @@ def quantize_weights(  # noqa: PLR0913 - an entry point; all but the first three
         () if samples is None else tuple(lint(samples, specs)),
         source=source,
         calib=str(calib) if isinstance(calib, str | Path) else None,
-        folder=folder,
+        spool=network.spool,
     )
 
 

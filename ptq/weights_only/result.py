@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from ptq.report.summary import (
     model_bytes,
 )
 from ptq.targets.matmul_nbits import CONTAINERS
+from ptq.weights_only.deploy import Spool
 from ptq.weights_only.products import Product, StaysFloat
 from ptq.weights_only.round_product import Rounded
 
@@ -29,7 +29,7 @@ from ptq.weights_only.round_product import Rounded
 class WeightsResult:
     """A model whose products have weights of few bits, and how it was made.
 
-    model: with MatMulNBits nodes; its new weights lie in `folder`, which goes with this object.
+    model: with MatMulNBits nodes; its new weights lie in `spool`, which goes with this object.
     float_model: the one it was made from. rounded: product name -> its codes and scales.
     samples: that were read; calib: where they came from, if that was a path.
     """
@@ -45,7 +45,7 @@ class WeightsResult:
     lints: tuple[Lint, ...] = ()
     source: Path | None = None
     calib: str | None = None
-    folder: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    spool: Spool | None = field(default=None, repr=False)
 
     @property
     def report(self) -> Report:

@@ -3,7 +3,7 @@
 A segment ends before the first product that reads what another product of it has made. So when a
 segment's weights are rounded, its inputs come from layers that are rounded already, and no more
 than its own weights need to be in memory. Between two products the cut lies where the fewest
-tensors cross it: behind the sum of a residual connection.
+tensors cross it, as late as possible: behind the sum of a residual connection.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _starts(
     for index, node in enumerate(nodes):
         if id(node) in chosen:
             if name_of(node.inputs[0]) in made:  # type: ignore[arg-type]
-                window = range(last + 1, index + 1)
+                window = range(index, last, -1)
                 starts.append(min(window, key=lambda i: crossing[i]))
                 made = set()
             last = index

@@ -1,0 +1,75 @@
+"""Group-wise weights as onnxruntime's MatMulNBits computes them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from ptq.grid import Grid
+from ptq.model import load
+from ptq.passes.rounding.block_scales import nearest_blocks, search_block_scales
+from ptq.recipe import Recipe
+from ptq.report.session import open_session
+from ptq.targets.matmul_nbits import (
+    BLOCK_SIZES,
+    CONTAINERS,
+    BlockWeight,
+    pack,
+    stored_scale,
+    unpack,
+)
+from ptq.weights_only.deploy import Spool, deploy
+from ptq.weights_only.products import find_products
+from ptq.weights_only.round_product import padded
+from tests.weights_only.networks import gated_network, inputs
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("n", [1, 7, 16])
+def test_packing_and_unpacking_give_the_codes_back(bits: int, n: int) -> None:
+    codes = np.random.default_rng(0).integers(0, 1 << bits, (3, n)).astype(np.uint8)
+    packed = pack(codes, bits)
+    assert packed.shape == (3, -(-n * bits // 8))
+    np.testing.assert_array_equal(unpack(packed, bits, n), codes)
+
+
+def test_low_bits_come_first() -> None:
+    assert pack(np.array([1, 2, 3, 0], np.uint8), 2).tolist() == [0b00111001]
+    assert pack(np.array([1, 2], np.uint8), 4).tolist() == [0x21]
+
+
+@pytest.mark.parametrize("bits", sorted(CONTAINERS))
+@pytest.mark.parametrize("size", BLOCK_SIZES)
+def test_onnxruntime_multiplies_with_what_was_rounded(bits: int, size: int) -> None:
+    model = load(gated_network())
+    recipe = Recipe.preset(f"w{bits}a16").replace(group_size=size)
+    products, _ = find_products(model.graph, recipe)
+    spool = Spool()
+    wanted = {v.name: v.const_value.numpy() for v in model.graph.initializers.values()}
+    deployed = model.clone()
+    for product in products:
+        rows = padded(product.rows().astype(np.float64), size)
+        scale, zero_point = search_block_scales(rows, Grid(bits), size)
+        found = nearest_blocks(rows, Grid(bits), stored_scale(scale), zero_point)
+        stored = BlockWeight(
+            found.codes, found.scale, found.zero_point, CONTAINERS[bits], product.shape[1]
+        )
+        deploy(deployed, product, stored, spool, "float")
+        values = found.dequantize()[:, : product.shape[1]].astype(np.float32)
+        name = product.node.inputs[1].name  # type: ignore[union-attr]
+        wanted[name] = values if product.transposed else values.T
+    by_hand = model.clone()
+    for name, value in by_hand.graph.initializers.items():
+        value.const_value = ir.Tensor(np.ascontiguousarray(wanted[name]), name=name)
+    x = {"x": inputs(5)}
+    got = open_session(deployed, threads=1).run(x)["y"]
+    float_y = open_session(by_hand, threads=1).run(x)["y"]
+    # the same products in another order of summation, in float32
+    np.testing.assert_allclose(got, float_y, rtol=2e-5, atol=2e-5)
+
+
+def test_scales_beyond_half_precision_stay_single() -> None:
+    small, fine = np.array([[1e-7, 1.0]]), np.array([[0.1, 1.0]])
+    np.testing.assert_array_equal(stored_scale(small), np.float32(small))
+    np.testing.assert_array_equal(stored_scale(fine), np.float16(fine))
