@@ -8,7 +8,8 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.kernel import Array, Buffer, Expr, Parameter, exact_float
+from ptq.kernels.binding import Binding
+from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
 from ptq.kernels.loops import elementwise
 from ptq.kernels.requantize import clamp
 from ptq.kernels.view import View
@@ -29,16 +30,16 @@ class Quantize:
         """x float32, y uint8."""
         return Parameter("x", "float32", self.x.size), Parameter("y", "uint8", self.y.size)
 
-    def emit(self, x: Buffer, y: Buffer) -> None:
+    def emit(self, on: Binding, x: Buffer, y: Buffer) -> None:
         """Clamps before it converts, so that large values stay in range."""
-        scale, zero = exact_float(self.scale), T.float32(self.zero_point)
+        scale, zero = on.float32(self.scale), T.float32(self.zero_point)
 
         def body(at_x: Expr, at_y: Expr) -> None:
             rounded = tirx.nearbyint(x[at_x] / scale) + zero
             code = clamp(rounded, T.float32(self.low), T.float32(self.high))
             T.buffer_store(y, T.Cast("uint8", T.Cast("int32", code)), [at_y])
 
-        elementwise([self.x, self.y], body)
+        elementwise(on, [self.x, self.y], body)
 
     def oracle(self, x: Array) -> Array:
         """As ActivationPlan.quantize."""
@@ -59,15 +60,15 @@ class Dequantize:
         """x uint8, y float32."""
         return Parameter("x", "uint8", self.x.size), Parameter("y", "float32", self.y.size)
 
-    def emit(self, x: Buffer, y: Buffer) -> None:
+    def emit(self, on: Binding, x: Buffer, y: Buffer) -> None:
         """Subtracts in integers, which is exact in float32 as well."""
-        scale = exact_float(self.scale)
+        scale = on.float32(self.scale)
 
         def body(at_x: Expr, at_y: Expr) -> None:
             centred = T.Cast("int32", x[at_x]) - T.int32(self.zero_point)
             T.buffer_store(y, T.Cast("float32", centred) * scale, [at_y])
 
-        elementwise([self.x, self.y], body)
+        elementwise(on, [self.x, self.y], body)
 
     def oracle(self, x: Array) -> Array:
         """As ActivationPlan.dequantize."""

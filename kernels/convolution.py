@@ -12,9 +12,8 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from ptq.kernels.binding import Binding, serial, variable
 from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
-from ptq.kernels.loops import nest
-from ptq.kernels.reduction import local_scalar
 from ptq.kernels.requantize import Rounding, load_ratio
 from ptq.kernels.view import View
 
@@ -48,17 +47,17 @@ class Convolve:
             Parameter("y", "uint8", self.y.size),
         )
 
-    def emit(self, *buffers: Buffer) -> None:
+    def emit(self, on: Binding, *buffers: Buffer) -> None:
         """Every output by itself: n, place, out channel, then its window."""
         weight, bias, multiplier, shift, x, y = buffers
         samples, out, *sizes = self.y.shape
         taps = View(self.weight, _row_major(self.weight))
         per_group = out // self.groups
         work = int(np.prod(self.weight[1:]))
-        with nest([samples, *sizes, out], work) as (n, *where, channel):
-            acc = local_scalar("int32", 0)
+        with on.nest([samples, *sizes, out], work) as (n, *where, channel):
+            acc = variable(on, "int32", 0)
             group = tirx.floordiv(channel, per_group)
-            with nest(self.weight[2:], 0) as offsets:
+            with serial(self.weight[2:]) as offsets:
                 places = self._places(where, offsets)
                 pairs = zip(places, self.x.shape[2:], strict=True)
                 inside = [test for p, size in pairs for test in (p >= 0, p < size)]
@@ -128,13 +127,13 @@ class MatMul:
             Parameter("y", "uint8", self.y.size),
         )
 
-    def emit(self, *buffers: Buffer) -> None:
+    def emit(self, on: Binding, *buffers: Buffer) -> None:
         """Every output by itself."""
         b, bias, multiplier, shift, a, y = buffers
         za, zb = self.zero_points
         length = self.a.shape[-1]
-        with nest(self.y.shape, length) as (*batch, row, column):
-            acc = local_scalar("int32", 0)
+        with on.nest(self.y.shape, length) as (*batch, row, column):
+            acc = variable(on, "int32", 0)
             with T.serial(0, length) as k:
                 left = T.Cast("int32", a[self.a.at([*batch, row, k])]) - T.int32(za)
                 right = T.Cast("int32", b[self.b.at([*batch, k, column])]) - T.int32(zb)

@@ -8,7 +8,8 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.kernel import Array, Buffer, Expr, Parameter, local
+from ptq.kernels.binding import Binding
+from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
 from ptq.kernels.requantize import Rounding
 
 LANES = 16
@@ -18,9 +19,9 @@ LANES = 16
 class Depthwise:
     """y = requantize(bias + sum x * weight), channel by channel; the zero point is in the bias.
 
-    x: [rows, width, channels] bytes, padded. taps: where the window's pixels are, bytes from its
-    corner. narrow: all sums of a channel fit in 16 bits, whatever the codes are. paired: x86
-    multiplies two taps at a time and adds them in 32 bits (vpmaddwd); their number is even then.
+    x: [samples, rows, width, channels] bytes, padded. taps: where the window's pixels are, bytes
+    from its corner. narrow: all sums of a channel fit in 16 bits, whatever the codes are.
+    paired: x86 multiplies two taps at a time and adds them in 32 bits (vpmaddwd); they are even.
     """
 
     taps: tuple[int, ...]
@@ -32,6 +33,8 @@ class Depthwise:
     narrow: bool
     paired: bool
     rounding: Rounding
+    samples: int = 1
+    sample_bytes: int = 0
 
     @property
     def sums(self) -> str:
@@ -40,34 +43,38 @@ class Depthwise:
 
     def parameters(self) -> tuple[Parameter, ...]:
         """weight int16 [taps, channels], or [pairs, channels, 2]; bias [channels], scales; x, y."""
-        last = (self.out_rows - 1) * self.row_bytes + (self.out_width - 1) * self.pixel_bytes
+        last = (self.samples - 1) * self.sample_bytes
+        last += (self.out_rows - 1) * self.row_bytes + (self.out_width - 1) * self.pixel_bytes
         return (
             Parameter("weight", "int16", len(self.taps) * self.channels),
             Parameter("bias", "int32", self.channels),
             *self.rounding.scales(self.channels),
             Parameter("x", "uint8", last + self.taps[-1] + self.channels),
-            Parameter("y", "uint8", self.out_rows * self.out_width * self.channels),
+            Parameter("y", "uint8", self.pixels * self.channels),
         )
 
-    def emit(self, *buffers: Buffer) -> None:
+    @property
+    def pixels(self) -> int:
+        """Of the output."""
+        return self.samples * self.out_rows * self.out_width
+
+    def emit(self, on: Binding, *buffers: Buffer) -> None:
         """One vector of channels after another along a row, so that its weights stay at hand."""
         weight, bias, *scales, x, y = buffers
         add = self._add_pairs if self.paired else self._add_products
-        with (
-            T.parallel(self.out_rows) as row,
-            T.serial(0, self.channels // LANES) as block,
-            T.serial(0, self.out_width) as column,
-        ):
-            acc = local(self.sums, LANES)
-            every = tirx.Ramp(0, 1, LANES)
+        every = tirx.Ramp(0, 1, LANES)
+        extents = [self.samples, self.out_rows, self.channels // LANES, self.out_width]
+        work = len(self.taps) * LANES
+        with on.nest(extents, work, fused=2, neighbours=2) as (sample, row, block, column):
+            acc = on.local(self.sums, LANES)
             T.buffer_store(acc, T.broadcast(tirx.const(0, self.sums), LANES), [every])
-            corner = row * self.row_bytes + column * self.pixel_bytes + block * LANES
-            add(acc, weight, x, block * LANES, corner)
+            corner = sample * self.sample_bytes + row * self.row_bytes + column * self.pixel_bytes
+            add(acc, weight, x, block * LANES, corner + block * LANES)
             channels = tirx.Ramp(block * LANES, 1, LANES)
             total = T.Cast(f"int32x{LANES}", acc[every]) + bias[channels]
             code = self.rounding.vector(total, scales, channels, LANES)
-            start = (row * self.out_width + column) * self.channels + block * LANES
-            T.buffer_store(y, code, [tirx.Ramp(start, 1, LANES)])
+            pixel = (sample * self.out_rows + row) * self.out_width + column
+            T.buffer_store(y, code, [tirx.Ramp(pixel * self.channels + block * LANES, 1, LANES)])
 
     def _add_products(self, acc: Buffer, weight: Buffer, x: Buffer, first: Expr, at: Expr) -> None:
         """A product of a code and a weight fits in 16 bits: 255 * 128 < 2^15."""
@@ -104,11 +111,11 @@ class Depthwise:
         if self.paired:
             by_pair = weight.reshape(-1, self.channels, 2).transpose(0, 2, 1)
             taps = by_pair.reshape(-1, self.channels).astype(np.int64)
-        out = np.zeros((self.out_rows, self.out_width, self.channels), np.uint8)
-        for row, column in np.ndindex(self.out_rows, self.out_width):
-            corner = row * self.row_bytes + column * self.pixel_bytes
+        out = np.zeros((self.samples, self.out_rows, self.out_width, self.channels), np.uint8)
+        for sample, row, column in np.ndindex(out.shape[:3]):
+            corner = sample * self.sample_bytes + row * self.row_bytes + column * self.pixel_bytes
             acc = bias.astype(np.int64)
             for factor, tap in zip(taps, self.taps, strict=True):
                 acc = acc + factor * x[corner + tap : corner + tap + self.channels]
-            out[row, column] = self.rounding.vector_oracle(acc, *scales)
+            out[sample, row, column] = self.rounding.vector_oracle(acc, *scales)
         return out

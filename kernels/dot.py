@@ -3,7 +3,8 @@
 A quad is four neighbouring products that one lane of int32 collects. AVX2 multiplies and adds pairs
 in 16 bits first (vpmaddubsw), which saturates unless the weights are safe (ptq.integer.pairs);
 where they are small enough, the sums of several quads fit in 16 bits, too, and are widened once.
-VNNI (x86) and the dot product of Armv8.2 add all four in 32 bits; the latter wants signed codes.
+VNNI (x86), the dot product of Armv8.2 and dp4a (CUDA) add all four in 32 bits; Arm's wants signed
+codes. A thread of a GPU is a vector of one lane.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ class Isa:
     shuffle: bytes of a table by codes below 16, in each 128-bit lane: (int8, uint8) -> int8.
     offset: what `dots` takes off every code before it multiplies; the bias has to make up for it.
     pairs_of_words: has AVX2's sum of two 16-bit products in 32 bits (vpmaddwd).
+    alignment: quads of codes begin at multiples of so many bytes.
+    by_thread: neighbours of a vector are other threads', so that packed weights lie together for
+    neighbouring blocks of channels.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Isa:
     shuffle: Callable[[Expr, Expr], Expr]
     offset: int = 0
     pairs_of_words: bool = True
+    alignment: int = 1
+    by_thread: bool = False
 
 
 def _avx2(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
@@ -77,6 +83,14 @@ def _sdot(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
     return acc
 
 
+def _dp4a(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
+    """dp4a.u32.s32 for every quad."""
+    for code, weight in zip(codes, weights, strict=True):
+        quad, factors = T.Cast("uint32", code), T.reinterpret("int32", weight)
+        acc = T.call_pure_extern("int32", "__dp4a", quad, factors, acc)
+    return acc
+
+
 def _shuffle(name: str, width: int) -> Callable[[Expr, Expr], Expr]:
     def shuffle(table: Expr, codes: Expr) -> Expr:
         index = T.reinterpret(f"int8x{width}", codes)
@@ -90,7 +104,10 @@ AVX2 = Isa("avx2", 8, True, _avx2, _SHUFFLE_256)
 AVX_VNNI = Isa("avxvnni", 8, False, _vnni(8), _SHUFFLE_256)
 AVX512_VNNI = Isa("avx512vnni", 16, False, _vnni(16), _shuffle("llvm.x86.avx512.pshuf.b.512", 64))
 DOTPROD = Isa("dotprod", 4, False, _sdot, _shuffle("llvm.aarch64.neon.tbl1.v16i8", 16), offset=128)
-ISAS = {isa.name: isa for isa in (AVX512_VNNI, AVX_VNNI, AVX2, DOTPROD)}
+DP4A = Isa(
+    "dp4a", 1, False, _dp4a, _shuffle("", 4), pairs_of_words=False, alignment=QUAD, by_thread=True
+)
+ISAS = {isa.name: isa for isa in (AVX512_VNNI, AVX_VNNI, AVX2, DOTPROD, DP4A)}
 """Best first."""
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.kernel import Array, Buffer, Expr, Parameter, exact_float
+from ptq.kernels.binding import Binding
+from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
 from ptq.kernels.loops import elementwise
 from ptq.kernels.requantize import Rounding, clamp
 from ptq.kernels.view import View
@@ -38,12 +39,12 @@ class Add:
         terms = zip(self.multipliers, self.zero_points, strict=True)
         return sum(abs(m) * max(z, 255 - z) for m, z in terms)
 
-    def emit(self, a: Buffer, b: Buffer, y: Buffer) -> None:
+    def emit(self, on: Binding, a: Buffer, b: Buffer, y: Buffer) -> None:
         """In float32 where every sum is exact there, because that is one instruction a step."""
         (m, n), (za, zb) = self.multipliers, self.zero_points
         assert self.rounding.ratio is not None
         # A power of two: multiplying by it is exact, so only the sum has to be.
-        ratio = exact_float(self.rounding.ratio[0] * 2.0 ** -self.rounding.ratio[1])
+        ratio = on.float32(self.rounding.ratio[0] * 2.0 ** -self.rounding.ratio[1])
 
         def body(at_a: Expr, at_b: Expr, at_y: Expr) -> None:
             kind = "int32" if self.bound < FLOAT_EXACT else "int64"
@@ -54,7 +55,7 @@ class Add:
             code = self._float(total, ratio) if exact else self.rounding.integer(total)
             T.buffer_store(y, code, [at_y])
 
-        elementwise([self.a, self.b, self.y], body)
+        elementwise(on, [self.a, self.b, self.y], body)
 
     def _float(self, total: Expr, ratio: Expr) -> Expr:
         r = self.rounding
@@ -86,7 +87,7 @@ class Multiply:
         views = {"a": self.a, "b": self.b, "y": self.y}
         return tuple(Parameter(name, "uint8", view.size) for name, view in views.items())
 
-    def emit(self, a: Buffer, b: Buffer, y: Buffer) -> None:
+    def emit(self, on: Binding, a: Buffer, b: Buffer, y: Buffer) -> None:
         """The product fits in 17 bits."""
         za, zb = self.zero_points
 
@@ -95,7 +96,7 @@ class Multiply:
             second = T.Cast("int32", b[at_b]) - T.int32(zb)
             T.buffer_store(y, self.rounding.integer(first * second), [at_y])
 
-        elementwise([self.a, self.b, self.y], body)
+        elementwise(on, [self.a, self.b, self.y], body)
 
     def oracle(self, a: Array, b: Array) -> Array:
         """By the reference's rounding."""
@@ -124,13 +125,13 @@ class Lookup:
             Parameter("y", "uint8", self.y.size),
         )
 
-    def emit(self, table: Buffer, x: Buffer, y: Buffer) -> None:
+    def emit(self, on: Binding, table: Buffer, x: Buffer, y: Buffer) -> None:
         """One load a code."""
 
         def body(at_x: Expr, row: Expr, at_y: Expr) -> None:
             T.buffer_store(y, table[row + T.Cast("int32", x[at_x])], [at_y])
 
-        elementwise([self.x, self.channel, self.y], body)
+        elementwise(on, [self.x, self.channel, self.y], body)
 
     def oracle(self, table: Array, x: Array) -> Array:
         """By numpy's indexing."""

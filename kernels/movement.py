@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.tirx.script import builder as T
 
+from ptq.kernels.binding import Binding
 from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
 from ptq.kernels.loops import elementwise
 from ptq.kernels.view import View
@@ -23,13 +24,13 @@ class Copy:
         """x and y uint8."""
         return Parameter("x", "uint8", self.x.size), Parameter("y", "uint8", self.y.size)
 
-    def emit(self, x: Buffer, y: Buffer) -> None:
+    def emit(self, on: Binding, x: Buffer, y: Buffer) -> None:
         """Contiguous stretches become one loop."""
 
         def body(at_x: Expr, at_y: Expr) -> None:
             T.buffer_store(y, x[at_x], [at_y])
 
-        elementwise([self.x, self.y], body)
+        elementwise(on, [self.x, self.y], body)
 
     def oracle(self, x: Array) -> Array:
         """The view itself."""
@@ -47,9 +48,9 @@ class Fill:
         """y uint8."""
         return (Parameter("y", "uint8", self.y.size),)
 
-    def emit(self, y: Buffer) -> None:
+    def emit(self, on: Binding, y: Buffer) -> None:
         """One loop."""
-        elementwise([self.y], lambda at: T.buffer_store(y, T.uint8(self.value), [at]))
+        elementwise(on, [self.y], lambda at: T.buffer_store(y, T.uint8(self.value), [at]))
 
     def oracle(self) -> Array:
         """A constant array."""
@@ -74,7 +75,7 @@ class Take:
             Parameter("y", "uint8", self.y.size),
         )
 
-    def emit(self, index: Buffer, x: Buffer, y: Buffer) -> None:
+    def emit(self, on: Binding, index: Buffer, x: Buffer, y: Buffer) -> None:
         """One load of the index and one of the code."""
         entries = View(self.y.shape, (1,))
 
@@ -82,7 +83,7 @@ class Take:
             with T.If(index[entry] >= 0), T.Then():
                 T.buffer_store(y, x[index[entry]], [at])
 
-        elementwise([entries, self.y], body)
+        elementwise(on, [entries, self.y], body)
 
     def oracle(self, index: Array, x: Array) -> Array:
         """By numpy's indexing; places that stay are zero."""

@@ -8,9 +8,8 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from ptq.kernels.binding import Binding, variable
 from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
-from ptq.kernels.loops import nest
-from ptq.kernels.reduction import local_scalar
 from ptq.kernels.requantize import Rounding
 from ptq.kernels.view import View
 
@@ -42,13 +41,13 @@ class Normalize:
             Parameter("y", "uint8", y),
         )
 
-    def emit(self, gain: Buffer, offset: Buffer, x: Buffer, y: Buffer) -> None:
+    def emit(self, on: Binding, gain: Buffer, offset: Buffer, x: Buffer, y: Buffer) -> None:
         """Two passes over a row: its sums, then its outputs."""
         (rows, to_rows), (along, to_along) = self.rows, self.along
         length = along.shape[0]
-        with nest(rows.shape, length) as i:
-            total, square = local_scalar("int64", 0), local_scalar("int64", 0)
-            inverse = local_scalar("int64", 0)
+        with on.nest(rows.shape, length) as i:
+            total, square = variable(on, "int64", 0), variable(on, "int64", 0)
+            inverse = variable(on, "int64", 0)
 
             def centred(j: Expr) -> Expr:
                 return T.Cast("int64", x[rows.at(i) + along.at([j])]) - T.int64(self.zero_point)

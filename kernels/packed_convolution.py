@@ -18,10 +18,12 @@ import numpy.typing as npt
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from ptq.kernels.binding import Binding
 from ptq.kernels.dot import ISAS, QUAD, Isa
-from ptq.kernels.kernel import Buffer, Expr, Parameter, local
+from ptq.kernels.kernel import Buffer, Expr, Parameter
 from ptq.kernels.palette import UNIT, Decode, decode_unit, unit_bytes
 from ptq.kernels.requantize import Rounding
+from ptq.kernels.vectors import span
 
 Array = npt.NDArray[Any]
 SLACK = 64  # bytes behind the image that may be read; they meet weights of zero
@@ -40,9 +42,12 @@ class Tile:
 class PackedConvolution:
     """y = requantize(bias + sum x * weight), the zero point's share being in the bias.
 
-    x: [rows, width, channels] bytes, padded; `row_bytes` and `pixel_bytes` between neighbours.
-    y: [out_rows, out_width, out] dense. runs: where the window's runs begin, bytes from its corner.
-    run: bytes of a run. packed weights: [out blocks, runs, quads, vectors, lanes, 4].
+    x: [samples, rows, width, groups, channels] bytes, padded; `sample_bytes`, `row_bytes`,
+    `pixel_bytes` and `group_bytes` between neighbours.
+    y: [samples, out_rows, out_width, groups, out] dense.
+    runs: where the window's runs begin, bytes from its corner. run: bytes of a run.
+    packed weights: [groups and blocks of out, runs, quads, vectors, lanes, 4], where lanes are
+    threads [runs, quads, groups and blocks of out, vectors, lanes, 4].
     bits: of the weights' codes into a palette, decoded once a tile; 0 if weights are int8.
     """
 
@@ -57,6 +62,10 @@ class PackedConvolution:
     out: int
     rounding: Rounding
     bits: int = 0
+    samples: int = 1
+    sample_bytes: int = 0
+    groups: int = 1
+    group_bytes: int = 0
 
     @property
     def how(self) -> Isa:
@@ -71,7 +80,12 @@ class PackedConvolution:
 
     @property
     def blocks(self) -> int:
-        """Blocks of out channels; the last may be cut."""
+        """Blocks of out channels of all groups; the last of each may be cut."""
+        return self.groups * self.group_blocks
+
+    @property
+    def group_blocks(self) -> int:
+        """Blocks of a group."""
         return -(-self.out // self.block)
 
     @property
@@ -82,14 +96,16 @@ class PackedConvolution:
     def parameters(self) -> tuple[Parameter, ...]:
         """weight int8 or Decode's first two; bias int32 [channels], scales; x, y uint8."""
         channels = self.blocks * self.block
-        last = (self.out_rows - 1) * self.row_bytes + (self.out_width - 1) * self.pixel_bytes
+        last = (self.samples - 1) * self.sample_bytes + (self.groups - 1) * self.group_bytes
+        last += (self.out_rows - 1) * self.row_bytes + (self.out_width - 1) * self.pixel_bytes
         reach = last + self.runs[-1] + self.quads * QUAD
+        pixels = self.samples * self.out_rows * self.out_width
         return (
             *self._weights(),
             Parameter("bias", "int32", channels),
             *self.rounding.scales(channels),
             Parameter("x", "uint8", reach),
-            Parameter("y", "uint8", self.out_rows * self.out_width * self.out),
+            Parameter("y", "uint8", pixels * self.groups * self.out),
         )
 
     def _sorted(self, arrays: Sequence[Any]) -> tuple[Sequence[Any], Any, Sequence[Any], Any, Any]:
@@ -110,63 +126,75 @@ class PackedConvolution:
         units = len(self.runs) * self.quads // UNIT
         return Decode(self.isa, self.bits, self.blocks, units, self.tile.vectors)
 
-    def emit(self, *buffers: Buffer) -> None:
+    def emit(self, on: Binding, *buffers: Buffer) -> None:
         """Tiles of a row; the last begins earlier, so that none is cut."""
         pixels = min(self.tile.pixels, self.out_width)
         tiles = -(-self.out_width // pixels)
-        with T.parallel(self.blocks * self.out_rows) as job:
-            block = tirx.floordiv(job, self.out_rows)
-            row = tirx.floormod(job, self.out_rows)
-            with T.serial(0, tiles) as tile:
-                first = T.min(tile * pixels, T.int32(self.out_width - pixels))
-                self._tile(buffers, pixels, block, row, first)
+        extents = [self.blocks, self.samples, self.out_rows, tiles]
+        work = pixels * self.block * len(self.runs) * self.quads
+        with on.nest(extents, work, fused=3, neighbours=0) as (block, sample, row, tile):
+            first = T.min(tile * pixels, T.int32(self.out_width - pixels))
+            self._tile(on, buffers, pixels, block, (sample, row, first))
 
     def _tile(
-        self, buffers: tuple[Buffer, ...], pixels: int, block: Expr, row: Expr, first: Expr
+        self,
+        on: Binding,
+        buffers: tuple[Buffer, ...],
+        pixels: int,
+        block: Expr,
+        place: tuple[Expr, Expr, Expr],
     ) -> None:
         weights, bias, scales, x, y = self._sorted(buffers)
         lanes, vectors, group = self.how.lanes, self.tile.vectors, self.tile.group
-        acc = local("int32", pixels * vectors * lanes)
+        acc = on.local("int32", pixels * vectors * lanes)
         for p in range(pixels):
             for v in range(vectors):
-                start = bias[tirx.Ramp(block * self.block + v * lanes, 1, lanes)]
+                start = bias[span(block * self.block + v * lanes, lanes)]
                 T.buffer_store(acc, start, [self._lane(p, v)])
-        corner = row * self.row_bytes + first * self.pixel_bytes
+        sample, row, first = place
+        corner = sample * self.sample_bytes + row * self.row_bytes + first * self.pixel_bytes
+        corner += tirx.floordiv(block, self.group_blocks) * self.group_bytes
         for number, offset in enumerate(self.runs):
-            panel = (block * len(self.runs) + number) * self.quads
-            span = UNIT if self.bits else group
-            with T.serial(0, self.quads // span) as step:
-                quads = [step * span + q for q in range(span)]
-                factors = [self._factors(weights, block, panel, quads, v) for v in range(vectors)]
+            step_quads = UNIT if self.bits else group
+            with T.serial(0, self.quads // step_quads) as step:
+                quads = [step * step_quads + q for q in range(step_quads)]
+                factors = [self._factors(weights, block, number, quads, v) for v in range(vectors)]
                 for p in range(pixels):
                     codes = [
                         T.Bind(self._quad(x, corner + p * self.pixel_bytes + offset + q * QUAD))
                         for q in quads
                     ]
-                    for v, start in itertools.product(range(vectors), range(0, span, group)):
+                    for v, start in itertools.product(range(vectors), range(0, step_quads, group)):
                         at, some = self._lane(p, v), slice(start, start + group)
                         total = self.how.dots(acc[at], codes[some], factors[v][some])
                         T.buffer_store(acc, total, [at])
-        self._finish(acc, scales, y, pixels, block, row * self.out_width + first)
+        pixel = (sample * self.out_rows + row) * self.out_width + first
+        self._finish(on, acc, scales, y, pixels, block, pixel)
 
     def _factors(
-        self, weights: Sequence[Buffer], block: Expr, panel: Expr, quads: list[Expr], vector: int
+        self, weights: Sequence[Buffer], block: Expr, run: int, quads: list[Expr], vector: int
     ) -> list[Expr]:
         """The weights of one vector of channels for a group of quads; a unit if they are codes."""
         vectors, width = self.tile.vectors, QUAD * self.how.lanes
         if not self.bits:
-            starts = [((panel + q) * vectors + vector) * width for q in quads]
-            return [T.Bind(weights[0][tirx.Ramp(start, 1, width)]) for start in starts]
+            starts = [(self._panel(block, run, q, self.quads) + vector) * width for q in quads]
+            return [T.Bind(weights[0][span(start, width)]) for start in starts]
         codes, tables = weights
         rows = [((block * vectors + vector) * 4 + row) * width for row in range(4)]
         looked_up = [tables[tirx.Ramp(start, 1, width)] for start in rows]
-        unit = tirx.floordiv(panel + quads[0], UNIT) * vectors + vector
-        at = unit * unit_bytes(self.how, self.bits)
+        place = self._panel(block, run, tirx.floordiv(quads[0], UNIT), self.quads // UNIT) + vector
+        at = place * unit_bytes(self.how, self.bits)
         return decode_unit(self.how, self.bits, codes, at, looked_up)
+
+    def _panel(self, block: Expr, run: int, step: Expr, steps: int) -> Expr:
+        """Which vector is the first one of a block at a step of a run."""
+        if self.how.by_thread:
+            return ((run * steps + step) * self.blocks + block) * self.tile.vectors
+        return ((block * len(self.runs) + run) * steps + step) * self.tile.vectors
 
     def _lane(self, pixel: int, vector: int) -> Expr:
         lanes = self.how.lanes
-        return tirx.Ramp((pixel * self.tile.vectors + vector) * lanes, 1, lanes)
+        return span((pixel * self.tile.vectors + vector) * lanes, lanes)
 
     @staticmethod
     def _quad(x: Buffer, at: Expr) -> Expr:
@@ -175,6 +203,7 @@ class PackedConvolution:
 
     def _finish(
         self,
+        on: Binding,
         acc: Buffer,
         scales: Sequence[Buffer],
         y: Buffer,
@@ -185,23 +214,25 @@ class PackedConvolution:
         """Requantise and store; the last block's surplus channels are not stored."""
         lanes = self.how.lanes
         whole = self.out % lanes == 0
+        group = tirx.floordiv(block, self.group_blocks)
+        within = tirx.floormod(block, self.group_blocks)
         for p in range(pixels):
             for v in range(self.tile.vectors):
-                channel = block * self.block + v * lanes
-                channels = tirx.Ramp(channel, 1, lanes)
+                channels = span(block * self.block + v * lanes, lanes)
                 codes = self.rounding.vector(acc[self._lane(p, v)], scales, channels, lanes)
-                start = (first + p) * self.out + channel
+                channel = within * self.block + v * lanes
+                start = ((first + p) * self.groups + group) * self.out + channel
                 if self.out % self.block == 0:
-                    T.buffer_store(y, codes, [tirx.Ramp(start, 1, lanes)])
+                    T.buffer_store(y, codes, [span(start, lanes)])
                 elif whole:
                     with T.If(channel < self.out), T.Then():
-                        T.buffer_store(y, codes, [tirx.Ramp(start, 1, lanes)])
+                        T.buffer_store(y, codes, [span(start, lanes)])
                 else:
-                    self._store_some(y, codes, start, channel)
+                    self._store_some(on, y, codes, start, channel)
 
-    def _store_some(self, y: Buffer, codes: Expr, start: Expr, channel: Expr) -> None:
+    def _store_some(self, on: Binding, y: Buffer, codes: Expr, start: Expr, channel: Expr) -> None:
         lanes = self.how.lanes
-        some = local("uint8", lanes)
+        some = on.local("uint8", lanes)
         T.buffer_store(some, codes, [tirx.Ramp(0, 1, lanes)])
         with T.serial(0, lanes) as lane, T.If(channel + lane < self.out), T.Then():
             T.buffer_store(y, some[lane], [start + lane])
@@ -210,29 +241,51 @@ class PackedConvolution:
         """Unpacks the weights and multiplies in int64."""
         weights, bias, scales, x, _ = self._sorted([*arrays, None])
         weight = self.decode.oracle(*weights) if self.bits else weights[0]
-        lanes = self.how.lanes
-        shape = (self.blocks, len(self.runs), self.quads, self.tile.vectors, lanes, QUAD)
-        by_channel = weight.reshape(shape).transpose(0, 3, 4, 1, 2, 5).astype(np.int64)
-        rows = by_channel.reshape(self.blocks * self.block, len(self.runs), -1)
-        out = np.zeros((self.out_rows, self.out_width, self.out), np.uint8)
-        for row, column in np.ndindex(self.out_rows, self.out_width):
-            corner = row * self.row_bytes + column * self.pixel_bytes
-            acc = bias.astype(np.int64)
+        rows = self._unpack(weight).astype(np.int64).reshape(self.groups, -1, *self._row_shape)
+        biases, *factors = (part.reshape(self.groups, -1) for part in (bias, *scales))
+        shape = (self.samples, self.out_rows, self.out_width, self.groups, self.out)
+        out = np.zeros(shape, np.uint8)
+        for sample, row, column, group in np.ndindex(shape[:4]):
+            corner = sample * self.sample_bytes + row * self.row_bytes
+            corner += column * self.pixel_bytes + group * self.group_bytes
+            acc = biases[group].astype(np.int64)
             for number, offset in enumerate(self.runs):
-                start = corner + offset
-                window = x[start : start + rows.shape[2]].astype(np.int64) - self.how.offset
-                acc = acc + rows[:, number, :] @ window
-            out[row, column] = self.rounding.vector_oracle(acc, *scales)[: self.out]
+                window = x[corner + offset :][: self._row_shape[1]].astype(np.int64)
+                acc = acc + rows[group, :, number, :] @ (window - self.how.offset)
+            codes = self.rounding.vector_oracle(acc, *(part[group] for part in factors))
+            out[sample, row, column, group] = codes[: self.out]
         return out
+
+    @property
+    def _row_shape(self) -> tuple[int, int]:
+        """Runs and bytes of a channel's packed weights."""
+        return len(self.runs), self.quads * QUAD
+
+    def _unpack(self, weight: Array) -> Array:
+        """The kernel's order -> [blocks * block, runs, bytes]."""
+        vectors, lanes = self.tile.vectors, self.how.lanes
+        sizes = (self.blocks, len(self.runs), self.quads, vectors, lanes, QUAD)
+        if self.how.by_thread:
+            order = (1, 2, 0, 3, 4, 5)
+            weight = weight.reshape([sizes[axis] for axis in order]).transpose(2, 0, 1, 3, 4, 5)
+        split = weight.reshape(sizes).transpose(0, 3, 4, 1, 2, 5)
+        return split.reshape(self.blocks * self.block, *self._row_shape)
 
 
 def pack(rows: Array, kernel: PackedConvolution) -> Array:
-    """int8 [out, runs, run bytes] -> the kernel's order, zeros where there is nothing."""
-    lanes = kernel.how.lanes
-    shape = (kernel.blocks * kernel.block, len(kernel.runs), kernel.quads * QUAD)
-    full = np.zeros(shape, np.int8)
-    full[: rows.shape[0], :, : rows.shape[2]] = rows
-    split = full.reshape(
-        kernel.blocks, kernel.tile.vectors, lanes, len(kernel.runs), kernel.quads, QUAD
-    )
+    """int8 [groups * out, runs, run bytes] -> [blocks, runs, quads, vectors, lanes, 4].
+
+    Zeros where there is nothing; `in_order` makes the kernel's order of it.
+    """
+    lanes, groups = kernel.how.lanes, kernel.groups
+    runs, size = len(kernel.runs), kernel.quads * QUAD
+    full = np.zeros((groups, kernel.group_blocks * kernel.block, runs, size), np.int8)
+    full[:, : kernel.out, :, : rows.shape[2]] = rows.reshape(groups, kernel.out, runs, -1)
+    split = full.reshape(kernel.blocks, kernel.tile.vectors, lanes, runs, kernel.quads, QUAD)
     return np.ascontiguousarray(split.transpose(0, 3, 4, 1, 2, 5))
+
+
+def in_order(packed: Array, isa: Isa) -> Array:
+    """[blocks, runs, steps, vectors, ...] as a kernel reads it, flat."""
+    order = (1, 2, 0, *range(3, packed.ndim)) if isa.by_thread else range(packed.ndim)
+    return np.ascontiguousarray(packed.transpose(*order)).reshape(-1)

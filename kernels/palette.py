@@ -22,6 +22,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from ptq.kernels.binding import Binding
 from ptq.kernels.dot import ISAS, QUAD, Isa
 from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
 
@@ -176,12 +177,12 @@ class Decode:
             Parameter("weight", "int8", count * self.units * UNIT * width),
         )
 
-    def emit(self, codes: Buffer, tables: Buffer, weight: Buffer) -> None:
+    def emit(self, on: Binding, codes: Buffer, tables: Buffer, weight: Buffer) -> None:
         """Unit by unit; the tables of a vector stay in registers."""
         size, width = unit_bytes(self.how, self.bits), QUAD * self.how.lanes
-        with T.parallel(self.blocks * self.vectors) as job:
-            block = tirx.floordiv(job, self.vectors)
-            vector = tirx.floormod(job, self.vectors)
+        work = self.units * UNIT * width
+        with on.nest([self.blocks, self.vectors], work, fused=2) as (block, vector):
+            job = block * self.vectors + vector
             looked_up = [
                 T.Bind(tables[tirx.Ramp((job * 4 + row) * width, 1, width)]) for row in range(4)
             ]

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.kernel import Array, Buffer, Expr, Parameter, local
-from ptq.kernels.loops import nest
+from ptq.kernels.binding import Binding, serial, variable
+from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
 from ptq.kernels.requantize import Rounding
 from ptq.kernels.view import View
-
-
-def local_scalar(dtype: str, value: Any) -> Buffer:
-    """A variable set to `value`."""
-    variable = local(dtype)
-    T.buffer_store(variable, tirx.const(value, dtype), [0])
-    return variable
 
 
 def _both(outer: View, inner: View, i: Sequence[Expr], j: Sequence[Expr]) -> Expr:
@@ -50,11 +42,11 @@ class Mean:
         """Elements of one sum."""
         return int(np.prod(self.summed.shape, dtype=np.int64))
 
-    def emit(self, x: Buffer, y: Buffer) -> None:
+    def emit(self, on: Binding, x: Buffer, y: Buffer) -> None:
         """Sums the codes, then takes the zero points off at once."""
-        with nest(self.y.shape, self.count) as i:
-            total = local_scalar("int32", 0)
-            with nest(self.summed.shape, 0) as j:
+        with on.nest(self.y.shape, self.count) as i:
+            total = variable(on, "int32", 0)
+            with serial(self.summed.shape) as j:
                 code = x[_both(self.kept, self.summed, i, j)]
                 T.buffer_store(total, total[0] + T.Cast("int32", code), [0])
             centred = total[0] - T.int32(self.count * self.zero_point)
@@ -93,12 +85,12 @@ class Softmax:
             Parameter("y", "uint8", y),
         )
 
-    def emit(self, exp_table: Buffer, x: Buffer, y: Buffer) -> None:
+    def emit(self, on: Binding, exp_table: Buffer, x: Buffer, y: Buffer) -> None:
         """Three passes over a row: maximum, sum, quotient."""
         (rows, to_rows), (along, to_along) = self.rows, self.along
         length = along.shape[0]
-        with nest(rows.shape, length) as i:
-            top, total = local_scalar("int32", 0), local_scalar("int32", 0)
+        with on.nest(rows.shape, length) as i:
+            top, total = variable(on, "int32", 0), variable(on, "int32", 0)
 
             def code(j: Expr) -> Expr:
                 return T.Cast("int32", x[_both(rows, along, i, [j])])
@@ -146,15 +138,15 @@ class MaxPool:
         """x and y uint8."""
         return Parameter("x", "uint8", self.x.size), Parameter("y", "uint8", self.y.size)
 
-    def emit(self, x: Buffer, y: Buffer) -> None:
+    def emit(self, on: Binding, x: Buffer, y: Buffer) -> None:
         """Loops in y's order of memory; the window inside."""
         order = sorted(range(len(self.y.shape)), key=lambda a: -self.y.strides[a])
         extents = [self.y.shape[axis] for axis in order]
-        with nest(extents, int(np.prod(self.kernel))) as variables:
+        with on.nest(extents, int(np.prod(self.kernel))) as variables:
             at = dict(zip(order, variables, strict=True))
             n, c, *where = (at[axis] for axis in range(len(order)))
-            best = local_scalar("uint8", 0)
-            with nest(self.kernel, 0) as offsets:
+            best = variable(on, "uint8", 0)
+            with serial(self.kernel) as offsets:
                 places = [
                     p * s + k * d - b
                     for p, s, k, d, b in zip(

@@ -19,6 +19,7 @@ from tvm.tirx.script import builder as T
 
 from ptq.integer.arithmetic import Requantizer, exact_shift
 from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
+from ptq.kernels.vectors import of_lanes, spread
 
 
 @dataclass(frozen=True)
@@ -103,16 +104,6 @@ class Rounding:
             return self.oracle(acc, *scales)
         rounded = np.rint(acc.astype(np.float32) * scales[0]) + self.zero_point
         return np.asarray(np.clip(rounded, self.low, self.high), np.uint8)
-
-
-def of_lanes(dtype: str, lanes: int) -> str:
-    """The name of a vector type."""
-    return dtype if lanes == 1 else f"{dtype}x{lanes}"
-
-
-def spread(value: Expr, lanes: int) -> Expr:
-    """A vector of one value."""
-    return value if lanes == 1 else T.broadcast(value, lanes)
 
 
 def clamp(x: Expr, low: Expr, high: Expr) -> Expr:

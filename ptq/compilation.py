@@ -14,7 +14,7 @@ from ptq.report import artifact
 from ptq.report.artifact import Library
 from ptq.report.manifest import CompiledRecord
 from ptq.report.summary import Quantized, Report
-from ptq.targets.tvm.description import Description, require_tvm
+from ptq.targets.tvm.description import Description
 from ptq.targets.tvm.module import Compiled, CompileOptions, compile_program
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ NAMED = 3
 class Compilation:
     """What was compiled.
 
-    kernels: step -> the kernels that compute it, in order. arena_bytes: scratch memory of a call.
+    kernels: step -> the kernels that compute it, in order. arena_bytes: scratch memory of a
+    call.
     plain_loops: step -> why it has no fast kernel.
     """
 
@@ -70,10 +71,9 @@ def check_target(target: str, recipe: Recipe) -> Recipe:
 
     Raises:
         UsageError: an unknown target, or codes at the boundary.
-        MissingDependencyError: TVM is not installed.
+        MissingDependencyError: TVM, or nvcc for a GPU, is not installed.
     """
-    Description.parse(target)
-    require_tvm()
+    Description.parse(target).require_tools()
     if recipe.io != "float":
         raise RecipeError(f"--io {recipe.io}: a TVM module takes and gives float32; leave it out")
     return recipe.replace(strict=True, residual_bits=8)  # no kernel takes 16-bit codes yet
@@ -112,7 +112,7 @@ def _summary(compiled: Compiled, out: Path) -> Compilation:
     return Compilation(
         compiled.target,
         out.stat().st_size,
-        compiled.entry["arena_bytes"],
+        compiled.entry["scratch_bytes"],
         len(compiled.weights),
         compiled.entry["dynamic_batch"],
         dict(compiled.kernels),

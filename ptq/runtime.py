@@ -21,10 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ptq.cpus import usable_cpus
-from ptq.errors import CalibrationError, InvalidModelError
+from ptq.errors import CalibrationError, InvalidModelError, MissingDependencyError, PtqError
 
 FORMAT_VERSION = 2
 ALIGNMENT = 64
+NO_DEVICE = 1
+"""What the C function returns where the GPU that it needs is not there."""
 INCLUDE = Path(__file__).parent / "targets" / "tvm" / "native"
 """Where ptq_module.h is, for C and C++."""
 
@@ -54,7 +56,8 @@ class Module:
     weights: how they are stored, as `ptq compile --weights` says.
     samples: how many one call takes, or a multiple of them if `dynamic_batch`.
     calls: the kernels in order. threads: how many work at most.
-    arena: scratch memory, uint8, one after another for each thread.
+    arena: scratch memory, uint8, one after another for each thread; empty for a GPU.
+    library: the C functions.
     """
 
     path: Path
@@ -67,7 +70,7 @@ class Module:
     calls: tuple[KernelCall, ...]
     threads: int
     arena: npt.NDArray[np.uint8]
-    entry: Any
+    library: Any
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, *arrays: Any) -> Any:
@@ -90,6 +93,7 @@ class Module:
 
         Raises:
             CalibrationError: an input is missing or has another shape.
+            MissingDependencyError: the module is for a GPU, and there is none.
         """
         return self._run(feeds, None)
 
@@ -112,11 +116,20 @@ class Module:
         ]
         times = None if nanoseconds is None else nanoseconds.ctypes.data
         with self._lock:
-            self.entry(
+            status = self.library.ptq_run(
                 repeats, _pointers(given), _pointers(made), self.arena.ctypes.data, self.threads,
                 times,
             )  # fmt: skip
+        if status:
+            raise self._failure(status)
         return {port.name: array for port, array in zip(self.outputs, made, strict=True)}
+
+    def _failure(self, status: int) -> PtqError:
+        """What the last run, in this thread, did not succeed for."""
+        self.library.ptq_error.restype = ctypes.c_char_p
+        reason = self.library.ptq_error().decode(errors="replace")
+        kind = MissingDependencyError if status == NO_DEVICE else PtqError
+        return kind(f"{self.path}: compiled for {self.target}: {reason}")
 
     def _repeats(self, feeds: Mapping[str, Array]) -> int:
         """How often the network is run over the batch."""
@@ -149,8 +162,7 @@ def load(path: str | Path, *, threads: int | None = 1) -> Module:
     """
     path = Path(path).resolve()
     library, described = _open(path)
-    entry = library.ptq_run
-    entry.argtypes = [
+    library.ptq_run.argtypes = [
         ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32,
         ctypes.c_void_p,
     ]  # fmt: skip
@@ -166,7 +178,7 @@ def load(path: str | Path, *, threads: int | None = 1) -> Module:
         tuple(KernelCall(call["step"], call["kernel"]) for call in described["calls"]),
         threads,
         _aligned(described["arena_bytes"] * threads),
-        entry,
+        library,
     )
 
 

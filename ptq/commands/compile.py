@@ -32,7 +32,8 @@ class _Compile(Common):
         default="llvm:native",
         show_default=True,
         metavar="T",
-        help="llvm, llvm:native, llvm:CPU, llvm:TRIPLE:CPU, or c and c:TRIPLE (portable, slow).",
+        help="llvm, llvm:native, llvm:CPU, llvm:TRIPLE:CPU, c and c:TRIPLE (portable, slow), "
+        "cuda and cuda:sm_80+sm_90.",
     ),
     click.option(
         "--batch", type=click.IntRange(min=1), help="Samples a call.  [default: any number]"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ptq.errors import MissingDependencyError
 from ptq.report.console import print_table
 from ptq.runtime import Module, Port, load
 
@@ -21,12 +22,15 @@ RUNS = 15
 
 @dataclass(frozen=True)
 class KernelTime:
-    """A kernel call: the step that it computes, and its median time alone and as a share."""
+    """A kernel call: the step that it computes, and its median time alone and as a share.
+
+    Without times where the device is not here that it was compiled for.
+    """
 
     step: str
     kernel: str
-    microseconds: float
-    share: float
+    microseconds: float | None
+    share: float | None
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class ModuleInspection:
     """A compiled module.
 
     calls: its kernels in order, timed on one thread with random inputs of one call.
-    share: kernel -> its part of the time, largest first.
+    share: kernel -> its part of the time, largest first. untimed: why there are no times, or "".
     """
 
     model: str
@@ -48,6 +52,7 @@ class ModuleInspection:
     dynamic_batch: bool
     calls: tuple[KernelTime, ...]
     share: dict[str, float]
+    untimed: str = ""
     kind: str = "compiled"
     schema_version: int = SCHEMA_VERSION
 
@@ -59,15 +64,14 @@ def inspect_module(path: Path) -> ModuleInspection:
         InvalidModelError: not a module that runs here.
     """
     module = load(path)
-    microseconds = _times(module) / 1e3
-    shares = microseconds / microseconds.sum()
-    calls = tuple(
-        KernelTime(call.step, call.kernel, float(time), float(share))
-        for call, time, share in zip(module.calls, microseconds, shares, strict=True)
-    )
+    try:
+        calls, untimed = _timed(module), ""
+    except MissingDependencyError as error:
+        untimed = str(error)
+        calls = tuple(KernelTime(call.step, call.kernel, None, None) for call in module.calls)
     totals: Counter[str] = Counter()
     for call in calls:
-        totals[call.kernel] += call.share  # type: ignore[assignment]
+        totals[call.kernel] += call.share or 0  # type: ignore[assignment]
     return ModuleInspection(
         str(path),
         module.target,
@@ -79,7 +83,22 @@ def inspect_module(path: Path) -> ModuleInspection:
         module.samples,
         module.dynamic_batch,
         calls,
-        dict(totals.most_common()),
+        {} if untimed else dict(totals.most_common()),
+        untimed,
+    )
+
+
+def _timed(module: Module) -> tuple[KernelTime, ...]:
+    """Its calls with their times.
+
+    Raises:
+        MissingDependencyError: the module is for a device that is not here.
+    """
+    microseconds = _times(module) / 1e3
+    shares = microseconds / microseconds.sum()
+    return tuple(
+        KernelTime(call.step, call.kernel, float(time), float(share))
+        for call, time, share in zip(module.calls, microseconds, shares, strict=True)
     )
 
 
@@ -93,7 +112,14 @@ def _times(module: Module) -> np.ndarray:
 def print_module(found: ModuleInspection, console: Console) -> None:
     """The calls in order, then the shares of the kernels."""
     title = f"{found.model}: compiled for {found.target}, {found.bytes} bytes"
-    rows = [(c.step, c.kernel, f"{c.microseconds:.1f}", f"{c.share:.1%}") for c in found.calls]
+    rows = [
+        (c.step, c.kernel, "" if c.microseconds is None else f"{c.microseconds:.1f}",
+         "" if c.share is None else f"{c.share:.1%}")
+        for c in found.calls
+    ]  # fmt: skip
     print_table(console, title, ("step", "kernel", "us", "share"), rows)
+    if found.untimed:
+        console.print(f"not timed: {found.untimed}", highlight=False)
+        return
     shares = [(kernel, f"{share:.1%}") for kernel, share in found.share.items()]
     print_table(console, "all together, one thread", ("kernel", "share"), shares)

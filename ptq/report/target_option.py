@@ -19,7 +19,7 @@ class Target(click.ParamType[str]):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The text itself, if it can be one."""
         if value not in TARGETS and not is_compiled(value):
-            wanted = ", ".join((*TARGETS, "tvm:llvm", "tvm:llvm:native", "tvm:c"))
+            wanted = ", ".join((*TARGETS, "tvm:llvm", "tvm:llvm:native", "tvm:c", "tvm:cuda"))
             self.fail(f"got {value!r}; wanted one of {wanted}", param, ctx)
         return value
 

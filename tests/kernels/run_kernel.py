@@ -15,7 +15,8 @@ from tvm.ir import GlobalVar, IRModule
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.kernel import Kernel, prim_func
+from ptq.kernels.functions import prim_func
+from ptq.kernels.kernel import Kernel
 from ptq.targets.tvm.description import Description
 
 Array = npt.NDArray[Any]

@@ -90,7 +90,7 @@ def test_pack_puts_every_weight_where_the_oracle_finds_it() -> None:
     for place in range(3):
         acc = rows[:, 0].astype(np.int64) @ x[place * 30 : place * 30 + 30]
         codes = np.clip(np.rint(acc * 2.0**-7) + 118, 3, 250)
-        np.testing.assert_array_equal(found[0, place], codes)
+        np.testing.assert_array_equal(found[0, 0, place, 0], codes)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""From a traced program to compiled code; the only file here that calls TVM's compiler."""
+"""From a traced program to compiled code: lower, plan memory, generate."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import hashlib
 from collections import defaultdict
 from dataclasses import replace
 
-import tvm
-
 from ptq.integer.program import Boundary, Program
 from ptq.kernels.view import View
 from ptq.targets.tvm.description import Description
-from ptq.targets.tvm.driver import Port, link_calls
+from ptq.targets.tvm.device_code import device_code
+from ptq.targets.tvm.driver import Port
 from ptq.targets.tvm.features import features_of
+from ptq.targets.tvm.host_code import host_code
+from ptq.targets.tvm.linking import Code
 from ptq.targets.tvm.lowering import Lowering
 from ptq.targets.tvm.memory_plan import MemoryPlan
 from ptq.targets.tvm.module import Compiled, CompileOptions, describe
@@ -30,22 +31,38 @@ def build(
     lowering = Lowering(program, traced, features_of(target), options.weights, tuner)
     lowering.run(RULES)
     inputs, outputs = (_ports(group, traced) for group in (program.inputs, program.outputs))
-    module, memory = link_calls(lowering, inputs, outputs, reuse=options.reuse)
-    executable = tvm.compile(module, target=tvm.target.Target(target, host=target))
+    code, memory = _code(lowering, inputs, outputs, description, options.reuse)
     calls = [(call.step, type(call.kernel).__name__) for call in lowering.calls]
     named = replace(options, target=description.text)
     kernels: dict[str, list[str]] = defaultdict(list)
     for step, kernel in calls:
         kernels[step].append(kernel)
     return Compiled(
-        executable,
+        code,
         description.text,
         bytes(lowering.blob),
-        describe(program, named, traced, memory.size, calls, _identity(lowering)),
+        describe(
+            program,
+            named,
+            traced,
+            memory.size,
+            calls,
+            _identity(lowering),
+            on_device=description.on_device,
+        ),
         {step: tuple(names) for step, names in kernels.items()},
         _code_views(lowering, memory),
         lowering.plain,
     )
+
+
+def _code(
+    lowering: Lowering, inputs: list[Port], outputs: list[Port], machine: Description, reuse: bool
+) -> tuple[Code, MemoryPlan]:
+    """For the processor or the device of the target."""
+    if machine.on_device:
+        return device_code(lowering, inputs, outputs, machine, reuse)
+    return host_code(lowering, inputs, outputs, machine.target(), reuse)
 
 
 def _identity(lowering: Lowering) -> str:

@@ -1,17 +1,24 @@
-"""What a target's text means: 'llvm', 'llvm:native', 'llvm:TRIPLE:CPU', 'c', 'c:TRIPLE'."""
+"""What a target's text means: 'llvm', 'llvm:native', 'llvm:TRIPLE:CPU', 'c', 'cuda:sm_90', ..."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import Any
 
-from ptq.errors import MissingDependencyError, UsageError
+from ptq.errors import UsageError
+from ptq.targets.tvm.tools import require_nvcc, require_tvm
 
 PREFIX = "tvm:"
-KINDS = ("llvm", "c")
-WANTED = "wanted llvm, llvm:native, llvm:CPU, llvm:TRIPLE:CPU, c or c:TRIPLE, as llvm:x86-64-v3"
-INSTALL = "install it with: pip install 'ptq-compiler[tvm]'"
+KINDS = ("llvm", "c", "cuda")
+WANTED = (
+    "wanted llvm, llvm:native, llvm:CPU, llvm:TRIPLE:CPU, c, c:TRIPLE, cuda or cuda:GPU, as "
+    "llvm:x86-64-v3 or cuda:sm_80+sm_90"
+)
+GPUS = ("sm_80", "sm_90")
+"""What `cuda` alone means."""
+OLDEST_GPU = 61
+"""The first with dp4a."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,7 @@ class Description:
     """A machine to compile for.
 
     triple, cpu: as LLVM names them; "" is this machine's triple, and its family's oldest member.
-    attributes: LLVM features to add, such as '+dotprod'.
+    attributes: LLVM features to add, such as '+dotprod'; of a GPU, further ones to compile for.
     """
 
     kind: str
@@ -41,7 +48,10 @@ class Description:
         cpu, *features = (parts[0] if parts else "").split("+")
         if len(parts) > 1 or (parts and not cpu and not features):
             raise UsageError(f"--target {text}: {WANTED}")
-        return Description(kind, triple, cpu, tuple(f"+{feature}" for feature in features))
+        made = Description(kind, triple, cpu, tuple(f"+{feature}" for feature in features))
+        if made.on_device and (triple or not all(map(_is_gpu, made.architectures))):
+            raise UsageError(f"--target {text}: {WANTED}; dp4a needs sm_{OLDEST_GPU} or newer")
+        return made
 
     @property
     def text(self) -> str:
@@ -49,15 +59,39 @@ class Description:
         cpu = self.cpu + "".join(self.attributes)
         return ":".join(part for part in (self.kind, self.triple, cpu) if part)
 
+    @property
+    def on_device(self) -> bool:
+        """True if it is a GPU."""
+        return self.kind == "cuda"
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The GPUs to compile for, oldest first."""
+        named = [self.cpu, *(feature[1:] for feature in self.attributes)] if self.cpu else GPUS
+        return tuple(sorted(set(named), key=lambda name: (len(name), name)))
+
+    def require_tools(self) -> None:
+        """Fail now if what compiles for it is not installed.
+
+        Raises:
+            MissingDependencyError: it is not.
+        """
+        require_tvm()
+        if self.on_device:
+            require_nvcc()
+
     def resolved(self) -> Description:
         """With 'native' replaced by what this machine is, so that it can be recorded.
 
         Raises:
-            MissingDependencyError: TVM is not installed.
+            MissingDependencyError: TVM, or nvcc for a GPU, is not installed.
         """
-        require_tvm()
+        self.require_tools()
         if self.kind == "c":
             return self
+        if self.on_device:
+            first, *others = self.architectures
+            return replace(self, cpu=first, attributes=tuple(f"+{name}" for name in others))
         from tvm.target import codegen
 
         triple = self.triple or str(codegen.llvm_get_system_triple())
@@ -74,6 +108,8 @@ class Description:
 
         if self.kind == "c":
             return Target({"kind": "c"})
+        if self.on_device:
+            return Target({"kind": "cuda", "arch": self.architectures[0]})
         if self.cpu and not codegen.llvm_is_valid_cpu(self.cpu, self.triple):
             raise UsageError(f"--target {self.text}: LLVM knows no CPU {self.cpu}; {WANTED}")
         options: dict[str, Any] = {"kind": "llvm", "mtriple": self.triple}
@@ -89,11 +125,6 @@ def _is_triple(part: str) -> bool:
     return part.count("-") >= 2 and not part.startswith("x86-64")
 
 
-def require_tvm() -> None:
-    """Fail now if TVM is not installed.
-
-    Raises:
-        MissingDependencyError: it is not.
-    """
-    if find_spec("tvm") is None:
-        raise MissingDependencyError(f"this target needs the package apache-tvm: {INSTALL}")
+def _is_gpu(name: str) -> bool:
+    found = re.fullmatch(r"sm_(\d+)[a-z]?", name)
+    return found is not None and int(found[1]) >= OLDEST_GPU

@@ -13,7 +13,8 @@ from tvm.ir import GlobalVar, IRModule
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.kernel import Kernel, prim_func, title
+from ptq.kernels.functions import prim_func
+from ptq.kernels.kernel import Kernel, title
 from ptq.targets.tvm.lowering import Call, Feed, Lowering, Operand, Result, Stored, Tensor
 from ptq.targets.tvm.memory_plan import Lifetime, MemoryPlan, plan_memory
 
@@ -54,16 +55,17 @@ def link_calls(
 ) -> tuple[IRModule, MemoryPlan]:
     """The module of all kernels and the entry function, and where its tensors are."""
     memory = plan_memory(lifetimes(lowering.calls, lowering.sizes), reuse=reuse)
-    kernels: dict[Kernel, tuple[GlobalVar, Any]] = {}
-    for call in lowering.calls:
-        if call.kernel not in kernels:
-            name = f"{title(call.kernel)}_{len(kernels)}"
-            kernels[call.kernel] = GlobalVar(name), prim_func(call.kernel, name)
-    functions = dict(kernels.values())
-    names = {kernel: var for kernel, (var, _) in kernels.items()}
+    names = {kernel: GlobalVar(name) for kernel, name in kernel_names(lowering.calls).items()}
+    functions = {var: prim_func(kernel, var.name_hint) for kernel, var in names.items()}
     entry = _entry(lowering, names, inputs, outputs, memory)
     functions |= {GlobalVar(ENTRY): entry, GlobalVar(UNUSED): _unused()}
     return IRModule(functions), memory
+
+
+def kernel_names(calls: Sequence[Call]) -> dict[Kernel, str]:
+    """A C name for every kernel, once where they are equal."""
+    kernels = dict.fromkeys(call.kernel for call in calls)
+    return {kernel: f"{title(kernel)}_{number}" for number, kernel in enumerate(kernels)}
 
 
 def _plain_c(name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,13 @@ from ptq.integer.arithmetic import Requantizer
 from ptq.integer.program import Convolve, Gemm
 from ptq.kernels import dot
 from ptq.kernels.depthwise import LANES, Depthwise
-from ptq.kernels.movement import Copy, Fill
-from ptq.kernels.packed_convolution import PackedConvolution, Tile, pack
+from ptq.kernels.movement import Copy
+from ptq.kernels.packed_convolution import PackedConvolution, Tile, in_order, pack
 from ptq.kernels.palette import find_palette
 from ptq.kernels.requantize import Rounding, channel_ratios, floats_are_exact
 from ptq.kernels.view import View
+from ptq.targets.tvm.gpu_tiles import gpu_tile
+from ptq.targets.tvm.images import as_image, in_quads, padded
 from ptq.targets.tvm.lowering import Lowering, Operand
 
 Array = npt.NDArray[Any]
@@ -38,127 +40,75 @@ LARGE_BYTES = 1 << 20
 """Int8 weights that a second-level cache hardly holds: reading fewer bytes wins over decoding."""
 
 
-@dataclass(frozen=True)
-class Image:
-    """A padded channels-last image: where it is, its sizes and the window's walk over it."""
-
-    operand: Operand
-    width: int
-    channels: int
-    out_rows: int
-    out_width: int
-
-
 def fast_convolution(state: Lowering, step: Convolve) -> str | None:
     """Lower `step` to a fast kernel; or return why there is none for it."""
     isa = dot.choose(state.features)
     if isa is None:
         return NO_ISA
-    depthwise = step.groups > 1 and step.weight.shape[1] == 1 == step.weight.shape[0] // step.groups
-    refused = _refusal(state, step, depthwise)
-    if refused is not None:
-        return refused
-    step = _as_image(step)
-    image = _padded(state, step)
-    lower = _depthwise if depthwise else _packed
-    lower(state, step, image, isa)
-    return None
-
-
-def _refusal(state: Lowering, step: Convolve, depthwise: bool) -> str | None:
     if step.weight.ndim > 4:
         return f"it has {step.weight.ndim - 2} spatial axes"
-    if state.shape(step.input)[0] != 1:
-        return f"a call has {state.shape(step.input)[0]} samples"
-    if depthwise and step.weight.shape[0] % LANES:
-        return f"it is depthwise and its channels are no multiple of {LANES}"
-    if step.groups > 1 and not depthwise:
-        return f"it has {step.groups} groups"
+    out, width, *_ = step.weight.shape
+    step = as_image(step)
+    depthwise = step.groups == out > 1 == width
+    if depthwise and not isa.by_thread and out % LANES == 0:
+        _depthwise(state, step, isa)
+    elif depthwise and isa.by_thread and out % dot.QUAD == 0:
+        _packed(state, in_quads(step), isa)
+    else:
+        _packed(state, step, isa)
     return None
 
 
-def _as_image(step: Convolve) -> Convolve:
-    """A 1-d convolution as one over images of one row."""
-    if step.weight.ndim == 4:
-        return step
-    (stride,), (dilation,), (before, after) = step.strides, step.dilations, step.pads
-    return replace(
-        step,
-        weight=step.weight[:, :, None, :],
-        strides=(1, stride),
-        dilations=(1, dilation),
-        pads=(0, before, 0, after),
-    )
-
-
-def _padded(state: Lowering, step: Convolve) -> Image:
-    """The input with its zero point around it: a copy if there is any padding."""
-    _, channels, *sizes = state.shape(step.input)
-    rows, width = sizes if len(sizes) == 2 else (1, *sizes)
-    top, left, bottom, right = step.pads
-    tall, wide = rows + top + bottom, width + left + right
-    out = [
-        (size - (k - 1) * d - 1) // s + 1
-        for size, k, d, s in zip(
-            (tall, wide), step.weight.shape[2:], step.dilations, step.strides, strict=True
-        )
-    ]
-    source = state.codes(step.input)
-    if any(step.pads):
-        padded = state.scratch(f"{step.name}/padded", tall * wide * channels)
-        zero = state.plan(step.input).zero_point
-        state.call(step.name, Fill(View((tall * wide * channels,), (1,)), zero), padded)
-        inside = View(
-            (rows, width * channels),
-            (wide * channels, 1),
-            (top * wide + left) * channels,
-        )
-        dense = View((rows, width * channels), (width * channels, 1))
-        state.call(step.name, Copy(dense, inside), source, padded)
-        source = padded
-    return Image(source, wide, channels, *out)
-
-
-def _packed(state: Lowering, step: Convolve, image: Image, isa: dot.Isa) -> None:
-    out, channels, tall, wide = step.weight.shape
-    row, pixel = image.width * channels, channels
+def _packed(state: Lowering, step: Convolve, isa: dot.Isa) -> None:
+    image = padded(state, step, step.groups, isa.alignment)
+    every, _, tall, wide = step.weight.shape
+    out = every // step.groups
+    rows = _with_room(step.weight.transpose(0, 2, 3, 1), image.channels)
     down, right = step.dilations
-    rows = step.weight.transpose(0, 2, 3, 1)  # [out, tall, wide, channels]
-    runs = [i * down * row for i in range(tall)]
-    if right != 1:  # the pixels of a window's row are apart
-        runs = [start + j * right * pixel for start in runs for j in range(wide)]
+    runs = [i * down * image.row_bytes for i in range(tall)]
+    if right != 1 or step.groups != 1:  # what a window's row has is apart
+        runs = [start + j * right * image.pixel_bytes for start in runs for j in range(wide)]
+    run = rows[0].size // len(runs)
     kernel = PackedConvolution(
         isa.name,
-        _tile(out, isa),
+        _tile(isa, out, image.samples * image.out_rows * image.out_width, run, step.groups),
         tuple(runs),
-        rows[0].size // len(runs),
-        step.strides[0] * row,
-        step.strides[1] * pixel,
+        run,
+        step.strides[0] * image.row_bytes,
+        step.strides[1] * image.pixel_bytes,
         image.out_rows,
         image.out_width,
         out,
-        _rounding(step.requantizer),
+        _rounding(step.requantizer, isa),
+        samples=image.samples,
+        sample_bytes=image.sample_bytes,
+        groups=step.groups,
+        group_bytes=image.group_bytes,
     )
     if tall == wide == 1 and step.strides == (1, 1) and image.out_width % kernel.tile.pixels:
-        kernel = replace(kernel, out_rows=1, out_width=image.out_rows * image.out_width)
-    _call_packed(state, step, kernel, rows.reshape(out, len(runs), -1), image.operand)
+        pixels = image.samples * image.out_rows * image.out_width
+        kernel = replace(kernel, samples=1, out_rows=1, out_width=pixels)
+    _call_packed(state, step, kernel, rows.reshape(every, len(runs), -1), image.operand)
 
 
-def _tile(out: int, isa: dot.Isa) -> Tile:
+def _with_room(weight: Array, channels: int) -> Array:
+    """[..., channels] with zeros up to so many."""
+    missing = channels - weight.shape[-1]
+    return np.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, missing)])
+
+
+def _tile(isa: dot.Isa, out: int, pixels: int, run: int, groups: int = 1) -> Tile:
     """The tile that computes least for nothing, as few channels do not fill its vectors."""
     full = -(-out // isa.lanes)  # vectors
+    if isa.by_thread:
+        return gpu_tile(full, groups, pixels, run)
 
     def cost(choice: tuple[Tile, float]) -> float:
         tile, each = choice
         return each * tile.vectors * -(-full // tile.vectors)
 
-    return min(TILES[isa.name], key=cost)[0]
-
-
-def _row_tile(out: int, isa: dot.Isa) -> Tile:
-    """No more vectors than there are channels for."""
-    tile = ONE_ROW[isa.name]
-    return replace(tile, vectors=min(tile.vectors, -(-out // isa.lanes)))
+    tile = min(TILES[isa.name], key=cost)[0] if pixels > 1 else ONE_ROW[isa.name]
+    return tile if pixels > 1 else replace(tile, vectors=min(tile.vectors, full))
 
 
 def _call_packed(
@@ -167,7 +117,10 @@ def _call_packed(
     """Pack the weights in the widest way that is exact, and call."""
     sums = rows.astype(np.int64).reshape(len(rows), -1).sum(axis=1)
     kernel, rows = _tuned(state, *_safe(kernel, rows))
-    constants = _constants(state, step, sums, kernel.blocks * kernel.block, kernel.how.offset)
+    constants = _constants(
+        state, step, kernel.rounding, sums, kernel.group_blocks * kernel.block,
+        kernel.groups, kernel.how.offset,
+    )  # fmt: skip
     kernel, weights = _stored(state, step, kernel, pack(rows, kernel))
     state.call(step.name, kernel, *weights, *constants, x, state.codes(step.output))
 
@@ -182,7 +135,7 @@ def _stored(
     )
     found = find_palette(packed, kernel.how) if wanted else None
     if found is None:
-        return kernel, [state.constant(packed.reshape(-1))]
+        return kernel, [state.constant(in_order(packed, kernel.how))]
     coded: list[Operand] = [
         state.constant(part.reshape(-1)) for part in (found.codes, found.tables)
     ]
@@ -223,13 +176,18 @@ def _group(kernel: PackedConvolution, rows: Array) -> int:
     return dot.safe_quads(packed.reshape(blocks, runs, quads, vectors * lanes, quad))
 
 
-def _depthwise(state: Lowering, step: Convolve, image: Image, isa: dot.Isa) -> None:
+def _depthwise(state: Lowering, step: Convolve, isa: dot.Isa) -> None:
+    image = padded(state, step, 1, 1)
     channels, _, tall, wide = step.weight.shape
-    row, (down, right) = image.width * channels, step.dilations
+    down, right = step.dilations
     weight: Array = step.weight.reshape(channels, -1).T.astype(np.int16)  # [taps, channels]
     reach = np.abs(weight.astype(np.int64)).sum(axis=0).max() * 255
     sums = weight.astype(np.int64).sum(axis=0)
-    taps = [i * down * row + j * right * channels for i in range(tall) for j in range(wide)]
+    taps = [
+        i * down * image.row_bytes + j * right * image.pixel_bytes
+        for i in range(tall)
+        for j in range(wide)
+    ]
     narrow = bool(reach < 2**15)
     paired = isa.pairs_of_words and not narrow
     if paired and len(taps) % 2:
@@ -238,16 +196,18 @@ def _depthwise(state: Lowering, step: Convolve, image: Image, isa: dot.Isa) -> N
         weight = weight.reshape(-1, 2, channels).transpose(0, 2, 1)
     kernel = Depthwise(
         tuple(taps),
-        step.strides[0] * row,
-        step.strides[1] * channels,
+        step.strides[0] * image.row_bytes,
+        step.strides[1] * image.pixel_bytes,
         image.out_rows,
         image.out_width,
         channels,
         narrow,
         paired,
-        _rounding(step.requantizer),
+        _rounding(step.requantizer, isa),
+        image.samples,
+        image.sample_bytes,
     )
-    constants = _constants(state, step, sums, channels)
+    constants = _constants(state, step, kernel.rounding, sums, channels)
     operands = state.constant(weight.reshape(-1)), *constants, image.operand
     state.call(step.name, kernel, *operands, state.codes(step.output))
 
@@ -262,12 +222,19 @@ def fast_gemm(state: Lowering, step: Gemm) -> str | None:
     if not all(_row_major(view) for view in (x, y)):
         return "its operands are not row-major"
     count = int(np.prod(x.shape[:-1], dtype=np.int64))
-    tile = _tile(out, isa) if count > 1 else _row_tile(out, isa)
+    room = -(-length // isa.alignment) * isa.alignment
+    source = state.codes(step.input)
+    if room != length:
+        made = state.scratch(f"{step.name}/aligned", count * room)
+        rows = View((count, length), (length, 1)), View((count, length), (room, 1))
+        state.call(step.name, Copy(*rows), source, made)
+        source = made
     kernel = PackedConvolution(
-        isa.name, tile, (0,), length, 0, length, 1, count, out,
-        _rounding(step.requantizer),
+        isa.name, _tile(isa, out, count, room), (0,), room, 0, room, 1, count, out,
+        _rounding(step.requantizer, isa),
     )  # fmt: skip
-    _call_packed(state, step, kernel, step.weight.T[:, None, :], state.codes(step.input))
+    rows_of_weights = _with_room(step.weight.T, room)[:, None, :]
+    _call_packed(state, step, kernel, rows_of_weights, source)
     return None
 
 
@@ -276,24 +243,30 @@ def _row_major(view: View) -> bool:
     return all(n == 1 or s == d for n, s, d in zip(view.shape, view.strides, dense, strict=True))
 
 
-def _rounding(requantizer: Requantizer) -> Rounding:
+def _rounding(requantizer: Requantizer, isa: dot.Isa) -> Rounding:
+    """By float32 products where they are exact; a GPU's integers are as good."""
     r = requantizer
-    return Rounding(r.zero_point, r.low, r.high, floats=floats_are_exact(r))
+    floats = floats_are_exact(r) and not isa.by_thread
+    return Rounding(r.zero_point, r.low, r.high, floats=floats)
 
 
 def _constants(
-    state: Lowering, step: Convolve | Gemm, sums: Array, room: int, offset: int = 0
-) -> list[Operand]:
-    """bias less the zero point's share, and scales; up to `room` channels that count for nothing.
+    state: Lowering, step: Convolve | Gemm, rounding: Rounding, sums: Array, room: int,
+    groups: int = 1, offset: int = 0,
+) -> list[Operand]:  # fmt: skip
+    """bias less the zero point's share, and scales; each group with `room` for its channels.
 
     offset: what the kernel takes off every code already.
     """
     zero = state.plan(step.input).zero_point - offset
     bias = (0 if step.bias is None else step.bias) - zero * sums
-    if floats_are_exact(step.requantizer):
+    if rounding.floats:
         scales = [np.broadcast_to(step.requantizer.ratio, sums.shape)]
     else:
         scales = list(channel_ratios(step.requantizer, len(sums)))
-    missing = (0, room - len(sums))
-    padded = [np.pad(bias.astype(np.int32), missing), *(np.pad(s, missing, "edge") for s in scales)]
+    missing = ((0, 0), (0, room - len(sums) // groups))
+    padded = [
+        np.pad(part.reshape(groups, -1), missing, "edge").reshape(-1)
+        for part in (bias.astype(np.int32), *scales)
+    ]
     return [state.constant(array) for array in padded]

@@ -13,9 +13,9 @@ NAMES = {
 
 
 def features_of(target: Any) -> frozenset[str]:
-    """Those of NAMES that the processor has; none for other code generators than LLVM."""
+    """Those of NAMES that the processor has; dp4a of every GPU; none in plain C."""
     if str(target.kind.name) != "llvm":
-        return frozenset()
+        return frozenset({"dp4a"} if str(target.kind.name) == "cuda" else ())
     from tvm.target import codegen
 
     known = codegen.llvm_get_cpu_features(target)

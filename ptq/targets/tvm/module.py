@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import numpy as np
-
-from ptq.errors import MissingDependencyError, PtqError, UsageError
+from ptq.errors import UsageError
 from ptq.integer.program import Program
 from ptq.kernels.view import View
 from ptq.runtime import FORMAT_VERSION
-from ptq.targets.tvm.description import Description, require_tvm
+from ptq.targets.tvm.description import Description
+from ptq.targets.tvm.linking import Code, Contents, c_compiler
 from ptq.targets.tvm.support import require_support
 from ptq.targets.tvm.trace import Trace, trace
-
-NATIVE = Path(__file__).parent / "native"
-SOURCES = ("module.c", "parallel.c")
-"""What is linked into every module, so that it needs no library but libc."""
-FLAGS = ("-O2", "-fPIC", "-pthread")
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ class Compiled:
     plain: step -> why it has plain loops, which are slow.
     """
 
-    executable: Any
+    code: Code
     target: str
     weights: bytes
     entry: Mapping[str, Any]
@@ -71,12 +61,8 @@ class Compiled:
         """
         compiler = c_compiler(Description.parse(self.target))
         with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
-            objects = _compile_native(Path(folder), compiler, self)
-            from tvm.support import cc
-
-            # Threads of its own would outlive an unloaded library.
-            create = cc.cross_compiler(compiler, options=[*FLAGS, "-Wl,-z,nodelete"])
-            self.executable.export_library(str(path), fcompile=create, addons=objects)
+            contents = Contents(self.weights, self.entry)
+            self.code.link(path, compiler, Path(folder), contents)
 
 
 def compile_program(program: Program, options: CompileOptions | None = None) -> Compiled:
@@ -84,13 +70,12 @@ def compile_program(program: Program, options: CompileOptions | None = None) -> 
 
     Raises:
         UnsupportedModelError: a step that has no kernel, named before anything is compiled.
-        MissingDependencyError: TVM is not installed.
+        MissingDependencyError: TVM, or what compiles its code for a GPU, is not installed.
         UsageError: an unknown target, or tiles to be tried for another machine than this.
     """
     options = options or CompileOptions()
     description = Description.parse(options.target)
     require_support(program)
-    require_tvm()
     description = description.resolved()
     if options.tune and description != Description.parse("llvm:native").resolved():
         raise UsageError(
@@ -102,80 +87,14 @@ def compile_program(program: Program, options: CompileOptions | None = None) -> 
     return build(program, trace(program, options.batch), description, options)
 
 
-def c_compiler(description: Description) -> str:
-    """The C compiler that links for this machine or another one.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    machine = description.triple.split("-")[0]
-    cross = machine and machine != os.uname().machine
-    name = f"{machine}-linux-gnu-gcc" if cross else os.environ.get("CC", "gcc")
-    found = shutil.which(name)
-    if found is None:
-        raise MissingDependencyError(
-            f"linking for {description.text} needs {name}: install it, or set CC"
-        )
-    return found
-
-
-def _compile_native(folder: Path, compiler: str, compiled: Compiled) -> list[str]:
-    """Object files of SOURCES, the constants and the description in them."""
-    weights, text, ports = (folder / name for name in ("weights.bin", "described.json", "ports.h"))
-    weights.write_bytes(compiled.weights or b"\0")
-    text.write_bytes(msgspec.json.encode(compiled.entry))
-    ports.write_text(ports_header(compiled.entry))
-    files = [f'-DPTQ_WEIGHTS="{weights}"', f'-DPTQ_DESCRIPTION="{text}"', "-include", str(ports)]
-    objects = []
-    for source in SOURCES:
-        made = str(folder / f"{source}.o")
-        command = [
-            compiler,
-            "-std=c11",
-            "-fvisibility=hidden",
-            *FLAGS,
-            *files,
-            "-c",
-            str(NATIVE / source),
-            "-o",
-            made,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise PtqError(f"{compiler} failed on {source}: {done.stderr.strip()[:400]}")
-        objects.append(made)
-    return objects
-
-
-def ports_header(entry: Mapping[str, Any]) -> str:
-    """What module.c has to know of one network: its arrays, their elements, and its arena."""
-    lines = [
-        "#include <stdint.h>",
-        f"#define PTQ_ARENA_BYTES {entry['arena_bytes']}",
-        f"#define PTQ_CALLS {len(entry['calls'])}",
-    ]
-    arguments = []
-    for group in ("inputs", "outputs"):
-        sizes = [int(np.prod(port["shape"], dtype=np.int64)) for port in entry[group]]
-        lines.append(f"#define PTQ_{group.upper()} {len(sizes)}")
-        lines.append(
-            "__attribute__((unused)) static const int64_t "
-            f"{group[:-1]}_sizes[] = {{{', '.join(map(str, sizes))}}};"
-        )
-        arguments += [f"{group}[{number}]" for number in range(len(sizes))]
-    kinds = ["const float *"] * len(entry["inputs"]) + ["float *"] * len(entry["outputs"])
-    lines.append(f"int32_t ptq_entry({', '.join(kinds)}, void *arena);")
-    lines.append(f"#define PTQ_PORTS {', '.join(arguments)}")
-    return "\n".join(lines) + "\n"
-
-
 def describe(
-    program: Program, options: CompileOptions, traced: Trace, arena_bytes: int,
-    calls: Sequence[tuple[str, str]], identity: str,
+    program: Program, options: CompileOptions, traced: Trace, scratch_bytes: int,
+    calls: Sequence[tuple[str, str]], identity: str, *, on_device: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """What a library says of itself. calls: step and kernel, in order; shapes are of one call.
 
-    identity: a hash of what it computes.
+    identity: a hash of what it computes. on_device: its scratch memory is not the caller's, whose
+    arena is for reading all tensors afterwards, where they are kept.
     """
 
     def ports(boundaries: Any) -> list[dict[str, Any]]:
@@ -188,7 +107,8 @@ def describe(
         "weights": options.weights,
         "inputs": ports(program.inputs),
         "outputs": ports(program.outputs),
-        "arena_bytes": arena_bytes,
+        "scratch_bytes": scratch_bytes,
+        "arena_bytes": 0 if on_device and options.reuse else scratch_bytes,
         "samples": traced.samples,
         "dynamic_batch": traced.dynamic,
         "calls": [{"step": step, "kernel": kernel} for step, kernel in calls],

@@ -21,7 +21,8 @@ from tvm.ir import GlobalVar, IRModule
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.kernel import Kernel, prim_func
+from ptq.kernels.functions import prim_func
+from ptq.kernels.kernel import Kernel
 from ptq.kernels.packed_convolution import SLACK, PackedConvolution, Tile
 
 SHAPES = {

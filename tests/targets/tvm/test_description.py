@@ -20,6 +20,9 @@ from ptq.targets.tvm.description import Description
             Description("llvm", "aarch64-linux-gnu", "generic", ("+dotprod",)),
         ),
         ("c", Description("c")),
+        ("cuda", Description("cuda")),
+        ("tvm:cuda:sm_90", Description("cuda", cpu="sm_90")),
+        ("cuda:sm_80+sm_90", Description("cuda", cpu="sm_80", attributes=("+sm_90",))),
         ("c:aarch64-linux-gnu", Description("c", "aarch64-linux-gnu")),
     ],
 )
@@ -28,7 +31,29 @@ def test_parse_and_print(text: str, wanted: Description) -> None:
     assert wanted.text == text.removeprefix("tvm:")
 
 
-@pytest.mark.parametrize("text", ["", "cuda", "llvm:", "llvm:a:b", "c:native", "llvm:a-b-c:d:e"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "rocm",
+        "llvm:",
+        "llvm:a:b",
+        "c:native",
+        "llvm:a-b-c:d:e",
+        "cuda:native",
+        "cuda:sm_60",
+        "cuda:sm_80+90",
+        "cuda:x86_64-linux-gnu:sm_80",
+    ],
+)
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="wanted llvm"):
         Description.parse(text)
+
+
+def test_a_gpu_is_recorded_with_all_that_it_is_compiled_for() -> None:
+    pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compiler[tvm]'")
+    assert Description("cuda", cpu="sm_100", attributes=("+sm_90",)).architectures == (
+        "sm_90", "sm_100",
+    )  # fmt: skip
+    assert Description.parse("cuda").architectures == ("sm_80", "sm_90")

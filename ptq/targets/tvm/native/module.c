@@ -1,8 +1,5 @@
-/* The part of a module that is not generated: its data, its one function, and what its kernels ask
- * of TVM's runtime, so that a module needs no library but libc.
- *
- * ports.h, included by the command line, is generated: how many arrays there are and their sizes.
- * Constants enter as files, so that neither LLVM nor the C compiler has to read megabytes.
+/* A module for CPUs: its one function, and what its kernels ask of TVM's runtime, so that it needs
+ * no library but libc.
  */
 #include "parallel.h"
 #include "ptq_module.h"
@@ -11,20 +8,9 @@
 
 #define CHUNKS_A_THREAD 4 /* so that a late helper costs at most a fraction of a loop */
 
-__asm__(".section .rodata\n"
-        ".balign 64\n"
-        "ptq_weights_data: .incbin \"" PTQ_WEIGHTS "\"\n"
-        ".global ptq_description\n"
-        "ptq_description: .incbin \"" PTQ_DESCRIPTION "\"\n"
-        ".byte 0\n"
-        ".previous\n");
-extern const char ptq_weights_data[];
-
 static _Thread_local int32_t threads_allowed = 1;
 static _Thread_local int64_t *times;
 static _Thread_local int64_t last_mark;
-
-void *ptq_weights(void) { return (void *)ptq_weights_data; }
 
 /* Called after every kernel. */
 int32_t ptq_mark(int32_t call)
@@ -77,13 +63,6 @@ typedef struct {
     float *const *outputs;
     char *arena;
 } Run;
-
-int32_t ptq_inputs(void) { return PTQ_INPUTS; }
-int32_t ptq_outputs(void) { return PTQ_OUTPUTS; }
-int64_t ptq_input_size(int32_t input) { return input_sizes[input]; }
-int64_t ptq_output_size(int32_t output) { return output_sizes[output]; }
-int32_t ptq_kernel_calls(void) { return PTQ_CALLS; }
-int64_t ptq_arena_bytes(void) { return PTQ_ARENA_BYTES; }
 
 static void run_one(const Run *run, int64_t call, char *arena)
 {

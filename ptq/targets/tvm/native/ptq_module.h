@@ -32,10 +32,18 @@ PTQ_API int32_t ptq_kernel_calls(void);
  * arena: threads * ptq_arena_bytes() bytes at an address of 64 bytes, not shared by runs at once.
  * threads: at most so many work; those besides the caller belong to the module and sleep between.
  * nanoseconds: NULL, or ptq_kernel_calls() numbers, to which the time of each is added.
- * Returns 0.
+ *
+ * A module for a GPU copies from and to these arrays. It needs no arena (ptq_arena_bytes() is 0,
+ * except where all tensors can be read after a call) and no threads.
+ *
+ * Returns 0, PTQ_NO_DEVICE or PTQ_DEVICE_FAILED; the last two only for a GPU.
  */
+enum { PTQ_NO_DEVICE = 1, PTQ_DEVICE_FAILED = 2 };
 PTQ_API int32_t ptq_run(int32_t calls, const float *const *inputs, float *const *outputs,
                         void *arena, int32_t threads, int64_t *nanoseconds);
+
+/* What went wrong in this thread's last run that did not return 0. */
+PTQ_API const char *ptq_error(void);
 
 #ifdef __cplusplus
 }

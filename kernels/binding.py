@@ -1,0 +1,143 @@
+"""How independent iterations become a machine's work: parallel loops, or threads of a grid.
+
+A kernel says what is independent, by `nest`, and is written once; a binding says how it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from ptq.kernels.kernel import Buffer, Expr
+
+PARALLEL_FROM = 16384  # elements; starting threads for less costs more than it gains
+STRETCH = 4096
+"""A long loop becomes a parallel one over so many elements each."""
+BLOCK_THREADS = 128
+
+
+class Binding(Protocol):
+    """What a kernel asks of the machine that it is emitted for."""
+
+    def nest(
+        self, extents: Sequence[int], work: int = 1, *, fused: int = 1, neighbours: int = -1
+    ) -> AbstractContextManager[list[Expr]]:
+        """Open loops over all indices below `extents`, independent of one another.
+
+        work: elements of one iteration. fused: how many of the first loops are one on a CPU.
+        neighbours: in which index neighbouring threads of a GPU differ, so that they read together.
+        """
+        ...
+
+    def local(self, dtype: str, size: int = 1) -> Buffer:
+        """Variables of one iteration, in registers where there are enough."""
+        ...
+
+    def float32(self, value: float) -> Expr:
+        """A float32 constant, exactly; call it before any loop."""
+        ...
+
+
+def variable(on: Binding, dtype: str, value: Any) -> Buffer:
+    """A variable of one iteration, set to `value`."""
+    made = on.local(dtype)
+    T.buffer_store(made, tirx.const(value, dtype), [0])
+    return made
+
+
+@contextmanager
+def serial(extents: Sequence[int]) -> Iterator[list[Expr]]:
+    """Open one loop an extent, inside an iteration, and give their variables."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(T.serial(0, extent)) for extent in extents]
+
+
+def unravel(flat: Expr, extents: Sequence[int]) -> list[Expr]:
+    """The indices of element number `flat`, row-major."""
+    indices: list[Expr] = []
+    for extent in reversed(extents[1:]):
+        indices.insert(0, tirx.floormod(flat, extent))
+        flat = tirx.floordiv(flat, extent)
+    return [flat, *indices] if extents else []
+
+
+@dataclass(frozen=True)
+class Loops:
+    """A CPU: the first loops are one that threads share; the others are serial."""
+
+    @contextmanager
+    def nest(
+        self, extents: Sequence[int], work: int = 1, *, fused: int = 1, neighbours: int = -1
+    ) -> Iterator[list[Expr]]:
+        """Parallel only if all iterations together are worth it."""
+        del neighbours
+        head, tail = list(extents[:fused]), list(extents[fused:])
+        long = len(extents) == 1 and not extents[0] % STRETCH and extents[0] >= 2 * STRETCH
+        if long:
+            head, tail = [extents[0] // STRETCH], [STRETCH]
+        jobs = int(np.prod(head, dtype=np.int64))
+        worth = int(np.prod(extents, dtype=np.int64)) * work >= PARALLEL_FROM
+        with ExitStack() as stack:
+            if not extents:
+                yield []
+                return
+            loop = T.parallel(jobs) if jobs > 1 and worth else T.serial(0, jobs)
+            indices = unravel(stack.enter_context(loop), head)
+            indices += [stack.enter_context(T.serial(0, extent)) for extent in tail]
+            yield [indices[0] * STRETCH + indices[1]] if long else indices
+
+    def local(self, dtype: str, size: int = 1) -> Buffer:
+        """On the stack: without the annotation a private function would ask the runtime for it."""
+        on_stack = {"disable_lower_builtin": True}
+        return T.alloc_buffer((size,), dtype, scope="global", annotations=on_stack)
+
+    def float32(self, value: float) -> Expr:
+        """Through its bits in memory where TVM's C code, of seven digits, would change it."""
+        number = np.float32(value)
+        if np.float32(f"{number:.6e}") == number:
+            return T.float32(float(number))
+        bits = self.local("int32")
+        T.buffer_store(bits, T.int32(int(number.view(np.int32))), [0])
+        return T.reinterpret("float32", bits[0])
+
+
+@dataclass
+class Grid:
+    """A GPU: a thread an iteration, in blocks of BLOCK_THREADS; `nest` says how many."""
+
+    blocks: int = 0
+
+    @contextmanager
+    def nest(
+        self, extents: Sequence[int], work: int = 1, *, fused: int = 1, neighbours: int = -1
+    ) -> Iterator[list[Expr]]:
+        """The last block's surplus threads do nothing."""
+        del work, fused
+        order = list(range(len(extents)))
+        if order:
+            order.append(order.pop(neighbours))
+        total = int(np.prod(extents, dtype=np.int64))
+        self.blocks = -(-total // BLOCK_THREADS)
+        with (
+            T.launch_thread("blockIdx.x", self.blocks) as block,
+            T.launch_thread("threadIdx.x", BLOCK_THREADS) as thread,
+        ):
+            flat = block * BLOCK_THREADS + thread
+            with T.If(flat < total), T.Then():
+                found = unravel(flat, [extents[axis] for axis in order])
+                by_axis = dict(zip(order, found, strict=True))
+                yield [by_axis[axis] for axis in range(len(extents))]
+
+    def local(self, dtype: str, size: int = 1) -> Buffer:
+        """Registers, as long as every index is a constant."""
+        return T.alloc_buffer((size,), dtype, scope="local")
+
+    def float32(self, value: float) -> Expr:
+        """TVM's CUDA code has all bits, in hexadecimal."""
+        return T.float32(float(np.float32(value)))

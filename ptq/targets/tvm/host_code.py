@@ -1,0 +1,41 @@
+"""A network for a CPU: kernels and an entry function that calls them, by TVM's compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm.support import cc
+
+from ptq.targets.tvm.driver import Port, link_calls
+from ptq.targets.tvm.linking import LINK_FLAGS, Contents, native_objects
+from ptq.targets.tvm.lowering import Lowering
+from ptq.targets.tvm.memory_plan import MemoryPlan
+
+SOURCES = ("contents.c", "module.c", "parallel.c")
+"""What is linked into every module, so that it needs no library but libc."""
+
+
+@dataclass(frozen=True)
+class HostCode:
+    """executable: as TVM compiled it."""
+
+    executable: Any
+
+    def link(self, path: Path, compiler: str, folder: Path, contents: Contents) -> None:
+        """With TVM's object files."""
+        objects = native_objects(folder, compiler, contents, SOURCES)
+        create = cc.cross_compiler(compiler, options=[*LINK_FLAGS])
+        self.executable.export_library(str(path), fcompile=create, addons=objects)
+
+
+def host_code(
+    lowering: Lowering, inputs: Sequence[Port], outputs: Sequence[Port], target: Any, reuse: bool
+) -> tuple[HostCode, MemoryPlan]:
+    """Compile all calls, and say where their tensors are."""
+    module, memory = link_calls(lowering, inputs, outputs, reuse=reuse)
+    executable = tvm.compile(module, target=tvm.target.Target(target, host=target))
+    return HostCode(executable), memory

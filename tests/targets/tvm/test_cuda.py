@@ -1,0 +1,187 @@
+"""Modules for GPUs: the reference's codes, by a stand-in for nvcc and the driver; real ones too.
+
+The stand-ins (tests/cuda_shim) run the CUDA text and the module's host code on this CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compiler[tvm]'")
+
+from click.testing import CliRunner
+
+from ptq import runtime
+from ptq.cli import main
+from ptq.errors import MissingDependencyError, UnsupportedModelError
+from ptq.integer.program import Program
+from ptq.integer.reference import Reference
+from ptq.pipeline import quantize
+from ptq.recipe import Recipe
+from ptq.report.kernel_times import inspect_module
+from ptq.targets.tvm.module import Compiled, CompileOptions, compile_program
+from tests.cuda_shim import shim
+from tests.execute.small_programs import random_program
+from tests.many_convolutions import many_convolutions, many_samples
+
+pytestmark = shim.needs_gpp
+DATA = Path(__file__).parents[3] / "calib_data"
+Array = npt.NDArray[Any]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shim.build_driver(tmp_path_factory.mktemp("driver"))
+
+
+def has_gpu() -> bool:
+    """True if the system's own driver finds a device."""
+    try:
+        return ctypes.CDLL("libcuda.so.1").cuInit(0) == 0
+    except OSError:
+        return False
+
+
+def assert_same_codes(
+    program: Program, feeds: dict[str, Array], folder: Path, driver: Path | None, **options: Any
+) -> Compiled:
+    """Every code tensor of the module is the reference's; `driver` None is the system's own."""
+    target = options.pop("target", "cuda")
+    compiled = compile_program(program, CompileOptions(target, reuse=False, **options))
+    compiled.export(folder / "m.so")
+    np.savez(folder / "feeds.npz", **feeds)  # type: ignore[arg-type]
+    script = shim.HERE / "run_module.py"
+    words = [script, folder / "m.so", folder / "feeds.npz", folder / "found.npz"]
+    done = shim.run_python(words, driver)
+    assert done.returncode == 0, done.stderr
+    found = np.load(folder / "found.npz")
+    wanted = Reference(program).run_codes(feeds)
+    compared = 0
+    for name, (offset, view) in compiled.code_views.items():
+        if view.shape:
+            codes = np.concatenate([view.read(arena[offset:]) for arena in found["arenas"]])
+            np.testing.assert_array_equal(codes, wanted[name], name)
+            compared += codes.size
+    assert compared > 10
+    for name, array in Reference(program).run(feeds).items():
+        np.testing.assert_array_equal(found[f"out_{name}"], array, name)
+    return compiled
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_graphs_give_equal_codes(
+    seed: int, tmp_path: Path, driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVCC", str(shim.HERE / "nvcc"))
+    result, feeds = random_program(seed, residual_bits=8)
+    assert_same_codes(result.program, feeds, tmp_path, driver)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3, 40))
+def test_more_random_graphs_give_equal_codes(
+    seed: int, tmp_path: Path, driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test_random_graphs_give_equal_codes(seed, tmp_path, driver, monkeypatch)
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+def test_every_kind_of_2d_convolution_runs_by_dp4a(
+    batch: int | None, tmp_path: Path, driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVCC", str(shim.HERE / "nvcc"))
+    recipe = Recipe.preset("w8a8").replace(effort="fast")
+    program = quantize(many_convolutions(), [{"x": many_samples(16)}], recipe).program
+    made = assert_same_codes(program, {"x": many_samples(3)}, tmp_path, driver, batch=batch)
+    assert not made.plain
+    assert {kernel for names in made.kernels.values() for kernel in names} == {
+        "Quantize", "Fill", "Copy", "PackedConvolution", "Mean", "Dequantize",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_commands_quantise_verify_inspect_and_time(tmp_path: Path, driver: Path) -> None:
+    """`ptq quantize --target tvm:cuda:sm_90`, then what takes its file."""
+    out = tmp_path / "digits.so"
+    made = shim.run_python(
+        ["-m", "ptq.cli", "quantize", DATA / "digits_cnn.onnx", "-o", out, "--bits", 4,
+         "--samples", 32, "--calib", DATA / "digits_calib.npz", "--target", "tvm:cuda:sm_90",
+         "--no-measure", "--effort", "fast", "--quiet"],
+        driver,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    verify = ["-m", "ptq.cli", "verify", out, "--calib", DATA / "digits_eval.npz"]
+    done = shim.run_python([*verify, "--samples", 5, "--json", "--quiet"], driver)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["mismatches"], found["samples"]) == (0, 5)
+    assert found["tensors"] > 15
+    inspected = shim.run_python(["-m", "ptq.cli", "inspect", out, "--json"], driver)
+    assert sum(json.loads(inspected.stdout)["share"].values()) == pytest.approx(1)
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
+def test_without_a_driver_it_is_said_what_is_missing_and_the_kernels_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVCC", str(shim.HERE / "nvcc"))
+    result, feeds = random_program(0, residual_bits=8)
+    compile_program(result.program, CompileOptions("cuda")).export(tmp_path / "m.so")
+    module = runtime.load(tmp_path / "m.so")
+    missing = r"compiled for cuda:sm_80\+sm_90: this module runs on an NVIDIA GPU"
+    with pytest.raises(MissingDependencyError, match=missing):
+        module.run(feeds)
+    found = inspect_module(tmp_path / "m.so")
+    assert re.search(missing, found.untimed)
+    assert [call.kernel for call in found.calls] == [call.kernel for call in module.calls]
+    assert found.calls[0].microseconds is None
+
+
+def test_missing_nvcc_is_said_before_anything_is_quantised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVCC", "no-such-nvcc")
+    out = tmp_path / "d.so"
+    words = ["quantize", DATA / "digits_cnn.onnx", "-o", out, "--target", "tvm:cuda:sm_90"]
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    assert done.exit_code == MissingDependencyError.exit_code
+    assert "needs no-such-nvcc, which is not on the PATH" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_has_no_kernel_is_named_before_nvcc_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NVCC", "no-such-nvcc")
+    with pytest.raises(UnsupportedModelError, match=r"sub6 \(codes of 16 bits"):
+        compile_program(random_program(2)[0].program, CompileOptions("cuda"))
+
+
+@pytest.mark.slow
+@shim.needs_nvcc
+def test_nvcc_compiles_a_network_to_the_same_bytes_twice(tmp_path: Path) -> None:
+    recipe = Recipe.preset("w8a8").replace(effort="fast")
+    program = quantize(many_convolutions(), [{"x": many_samples(16)}], recipe).program
+    compiled = [compile_program(program, CompileOptions("cuda:sm_80+sm_90")) for _ in range(2)]
+    for number, one in enumerate(compiled):
+        one.export(tmp_path / f"{number}.so")
+    first, second = ((tmp_path / f"{number}.so").read_bytes() for number in range(2))
+    assert first == second
+
+
+@pytest.mark.skipif(not has_gpu(), reason="there is no GPU here")
+def test_on_a_gpu_networks_give_equal_codes(tmp_path: Path) -> None:
+    recipe = Recipe.preset("w8a8").replace(effort="fast")
+    program = quantize(many_convolutions(), [{"x": many_samples(16)}], recipe).program
+    assert_same_codes(program, {"x": many_samples(3)}, tmp_path, None)
+    for seed in range(8):
+        result, feeds = random_program(seed, residual_bits=8)
+        assert_same_codes(result.program, feeds, tmp_path, None)
