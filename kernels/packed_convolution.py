@@ -21,7 +21,7 @@ from tvm.tirx.script import builder as T
 from ptq.kernels.binding import Binding
 from ptq.kernels.dot import ISAS, QUAD, Isa
 from ptq.kernels.kernel import Buffer, Expr, Parameter
-from ptq.kernels.palette import UNIT, Decode, decode_unit, unit_bytes
+from ptq.kernels.palette import UNIT, Decode, arrangement, unit_bytes
 from ptq.kernels.requantize import Rounding
 from ptq.kernels.vectors import span
 
@@ -184,7 +184,7 @@ class PackedConvolution:
         looked_up = [tables[tirx.Ramp(start, 1, width)] for start in rows]
         place = self._panel(block, run, tirx.floordiv(quads[0], UNIT), self.quads // UNIT) + vector
         at = place * unit_bytes(self.how, self.bits)
-        return decode_unit(self.how, self.bits, codes, at, looked_up)
+        return arrangement(self.how).decode_unit(self.how, self.bits, codes, at, looked_up)
 
     def _panel(self, block: Expr, run: int, step: Expr, steps: int) -> Expr:
         """Which vector is the first one of a block at a step of a run."""
@@ -286,6 +286,7 @@ def pack(rows: Array, kernel: PackedConvolution) -> Array:
 
 
 def in_order(packed: Array, isa: Isa) -> Array:
-    """[blocks, runs, steps, vectors, ...] as a kernel reads it, flat."""
-    order = (1, 2, 0, *range(3, packed.ndim)) if isa.by_thread else range(packed.ndim)
-    return np.ascontiguousarray(packed.transpose(*order)).reshape(-1)
+    """Weights [blocks, runs, quads, vectors, ...], or codes [blocks, units, vectors, ...], flat."""
+    steps = 2 if packed.ndim == 6 else 1
+    order = [*range(1, 1 + steps), 0, *range(1 + steps, packed.ndim)]
+    return np.ascontiguousarray(packed.transpose(order) if isa.by_thread else packed).reshape(-1)

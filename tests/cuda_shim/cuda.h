@@ -15,6 +15,9 @@
 struct Index {
     unsigned x;
 };
+struct alignas(2) uchar2 {
+    unsigned char x, y;
+};
 static thread_local Index blockIdx, threadIdx;
 
 template <typename T> static T min(T a, T b) { return b < a ? b : a; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 
 pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compiler[tvm]'")
 
-from ptq.kernels.packed_convolution import PackedConvolution, Tile
+from ptq.kernels.packed_convolution import PackedConvolution, Tile, in_order
+from ptq.kernels.palette import find_palette
 from ptq.kernels.requantize import Rounding
 from ptq.targets.tvm.nvcc import compile_cuda
 from tests.cuda_shim.shim import Shimmed, needs_gpp, needs_nvcc, text_of
 from tests.kernels.test_fast_kernels import contents
 from tests.kernels.test_generic_kernels import KERNELS, arguments
+from tests.kernels.test_palette import weights
 
 ROUND = Rounding(118, 3, 250)
 DP4A: dict[str, Any] = {
@@ -30,7 +33,13 @@ DP4A: dict[str, Any] = {
     ),
     "strided": PackedConvolution("dp4a", Tile(4, 1, 1), (0, 8, 96), 8, 192, 16, 2, 9, 7, ROUND),
 }  # fmt: skip
-ALL = {**KERNELS, **DP4A}
+PALETTES = {
+    f"palette_of_{bits}_bits": PackedConvolution(
+        "dp4a", Tile(2, 2, 4), (0, 36, 72), 32, 144, 8, 2, 3, 4, ROUND, bits
+    )
+    for bits in (2, 3, 4)
+}
+ALL = {**KERNELS, **DP4A, **PALETTES}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +68,20 @@ def test_dp4a_kernel_equals_its_oracle(name: str, shimmed: Shimmed) -> None:
     wanted = kernel.oracle(*arrays)
     np.testing.assert_array_equal(shimmed.run(name, *arrays).reshape(wanted.shape), wanted)
     assert len(np.unique(wanted)) > 20
+
+
+@needs_gpp
+@pytest.mark.parametrize("name", PALETTES)
+def test_weights_of_few_bits_are_decoded_in_the_loop(name: str, shimmed: Shimmed) -> None:
+    kernel = PALETTES[name]
+    packed = weights("dp4a", kernel.bits)
+    found: Any = find_palette(packed, kernel.how)
+    assert found.bits == kernel.bits
+    _, bias, multiplier, shift, x = contents(replace(kernel, bits=0), 127)
+    arrays = [in_order(found.codes, kernel.how), found.tables, bias, multiplier, shift + 6, x]
+    wanted = kernel.oracle(*arrays)
+    np.testing.assert_array_equal(shimmed.run(name, *arrays).reshape(wanted.shape), wanted)
+    assert len(np.unique(wanted)) > 10
 
 
 @needs_nvcc

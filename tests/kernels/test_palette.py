@@ -13,7 +13,7 @@ pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compil
 import tvm
 
 from ptq.kernels.dot import ISAS
-from ptq.kernels.packed_convolution import PackedConvolution, Tile
+from ptq.kernels.packed_convolution import PackedConvolution, Tile, in_order
 from ptq.kernels.palette import Decode, Palette, find_palette
 from ptq.kernels.requantize import Rounding
 from ptq.targets.tvm.description import Description
@@ -49,15 +49,15 @@ def kernel_of(found: Palette, isa: str) -> Decode:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-@pytest.mark.parametrize("isa", MACHINES)
+@pytest.mark.parametrize("isa", [*MACHINES, "dp4a"])
 def test_oracle_gives_the_weights_back(isa: str, bits: int) -> None:
     packed = weights(isa, bits)
     found = find_palette(packed, ISAS[isa])
     assert found is not None
     assert found.bits == bits
     assert found.codes.nbytes * 8 == packed.size * bits
-    decoded = kernel_of(found, isa).oracle(found.codes, found.tables)
-    np.testing.assert_array_equal(decoded, packed.reshape(-1))
+    decoded = kernel_of(found, isa).oracle(in_order(found.codes, ISAS[isa]), found.tables)
+    np.testing.assert_array_equal(decoded, in_order(packed, ISAS[isa]))
 
 
 @needs_avx2

@@ -36,6 +36,8 @@ ONE_ROW = {
     "dotprod": Tile(1, 4, 4),
 }
 NO_ISA = "the target has no vector instructions that fast kernels are written for"
+SMALLEST_PALETTE = 64
+"""Weights of a channel below which its table takes more than its codes save."""
 LARGE_BYTES = 1 << 20
 """Int8 weights that a second-level cache hardly holds: reading fewer bytes wins over decoding."""
 
@@ -69,9 +71,10 @@ def _packed(state: Lowering, step: Convolve, isa: dot.Isa) -> None:
     if right != 1 or step.groups != 1:  # what a window's row has is apart
         runs = [start + j * right * image.pixel_bytes for start in runs for j in range(wide)]
     run = rows[0].size // len(runs)
+    pixels = image.samples * image.out_rows * image.out_width
     kernel = PackedConvolution(
         isa.name,
-        _tile(isa, out, image.samples * image.out_rows * image.out_width, run, step.groups),
+        _tile(state, isa, out, pixels, (len(runs), run), step.groups),
         tuple(runs),
         run,
         step.strides[0] * image.row_bytes,
@@ -86,7 +89,6 @@ def _packed(state: Lowering, step: Convolve, isa: dot.Isa) -> None:
         group_bytes=image.group_bytes,
     )
     if tall == wide == 1 and step.strides == (1, 1) and image.out_width % kernel.tile.pixels:
-        pixels = image.samples * image.out_rows * image.out_width
         kernel = replace(kernel, samples=1, out_rows=1, out_width=pixels)
     _call_packed(state, step, kernel, rows.reshape(every, len(runs), -1), image.operand)
 
@@ -97,11 +99,17 @@ def _with_room(weight: Array, channels: int) -> Array:
     return np.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, missing)])
 
 
-def _tile(isa: dot.Isa, out: int, pixels: int, run: int, groups: int = 1) -> Tile:
-    """The tile that computes least for nothing, as few channels do not fill its vectors."""
+def _tile(
+    state: Lowering, isa: dot.Isa, out: int, pixels: int, runs: tuple[int, int], groups: int = 1
+) -> Tile:
+    """The tile that computes least for nothing, as few channels do not fill its vectors.
+
+    runs: how many the window has, and bytes of each.
+    """
     full = -(-out // isa.lanes)  # vectors
     if isa.by_thread:
-        return gpu_tile(full, groups, pixels, run)
+        in_units = state.weights == "packed" and runs[0] * runs[1] >= SMALLEST_PALETTE
+        return gpu_tile(full, groups, pixels, runs[1], in_units=in_units)
 
     def cost(choice: tuple[Tile, float]) -> float:
         tile, each = choice
@@ -128,19 +136,22 @@ def _call_packed(
 def _stored(
     state: Lowering, step: Convolve | Gemm, kernel: PackedConvolution, packed: Array
 ) -> tuple[PackedConvolution, list[Operand]]:
-    """Weights as int8, or as codes: decoded in the loop if each is read once, else beforehand."""
+    """Weights as int8, or as codes: decoded in the loop if each is read once, else beforehand.
+
+    A GPU always decodes in the loop: three instructions a quad, and memory is what it waits for.
+    """
     once = kernel.tile.pixels == 1
     wanted = state.weights == "packed" or (
         state.weights == "auto" and once and packed.nbytes >= LARGE_BYTES
     )
     found = find_palette(packed, kernel.how) if wanted else None
-    if found is None:
+    if found is None or found.codes.nbytes + found.tables.nbytes >= packed.nbytes:
         return kernel, [state.constant(in_order(packed, kernel.how))]
     coded: list[Operand] = [
-        state.constant(part.reshape(-1)) for part in (found.codes, found.tables)
+        state.constant(part) for part in (in_order(found.codes, kernel.how), found.tables)
     ]
     narrow = replace(kernel, bits=found.bits)
-    if once:
+    if once or kernel.how.by_thread:
         return narrow, coded
     decoded = state.scratch(f"{step.name}/weights", packed.nbytes)
     state.call(step.name, narrow.decode, *coded, decoded)
@@ -230,7 +241,7 @@ def fast_gemm(state: Lowering, step: Gemm) -> str | None:
         state.call(step.name, Copy(*rows), source, made)
         source = made
     kernel = PackedConvolution(
-        isa.name, _tile(isa, out, count, room), (0,), room, 0, room, 1, count, out,
+        isa.name, _tile(state, isa, out, count, (1, room)), (0,), room, 0, room, 1, count, out,
         _rounding(step.requantizer, isa),
     )  # fmt: skip
     rows_of_weights = _with_room(step.weight.T, room)[:, None, :]

@@ -30,7 +30,8 @@ from ptq.report.kernel_times import inspect_module
 from ptq.targets.tvm.module import Compiled, CompileOptions, compile_program
 from tests.cuda_shim import shim
 from tests.execute.small_programs import random_program
-from tests.many_convolutions import many_convolutions, many_samples
+from tests.graphs import GraphBuilder
+from tests.many_convolutions import SHAPE, many_convolutions, many_samples
 
 pytestmark = shim.needs_gpp
 DATA = Path(__file__).parents[3] / "calib_data"
@@ -40,6 +41,16 @@ Array = npt.NDArray[Any]
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shim.build_driver(tmp_path_factory.mktemp("driver"))
+
+
+def wide_net() -> Any:
+    """Channels with weights enough for codes to be smaller; runs of 60 and of 160 bytes."""
+    b = GraphBuilder(np.random.default_rng(3))
+    y = b.node("Conv", ["x", b.weight(20, 3, 3, 3), b.bias(20)], pads=[1, 1, 1, 1])
+    y = b.node("Relu", [y])
+    y = b.node("Relu", [b.node("Conv", [y, b.weight(160, 20, 3, 3), b.bias(160)])])
+    y = b.node("Relu", [b.node("Conv", [y, b.weight(9, 160, 1, 1), b.bias(9)])])
+    return b.model({"x": SHAPE}, {y: (9, 7, 5)})
 
 
 def has_gpu() -> bool:
@@ -105,6 +116,21 @@ def test_every_kind_of_2d_convolution_runs_by_dp4a(
     assert {kernel for names in made.kernels.values() for kernel in names} == {
         "Quantize", "Fill", "Copy", "PackedConvolution", "Mean", "Dequantize",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "precision", ["w3a8", *(pytest.param(p, marks=pytest.mark.slow) for p in ("w4a8", "w2a8"))]
+)
+def test_packed_weights_are_smaller_and_give_equal_codes(
+    precision: str, tmp_path: Path, driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVCC", str(shim.HERE / "nvcc"))
+    recipe = Recipe.preset(precision).replace(effort="fast", edge_bits=int(precision[1]))
+    program = quantize(wide_net(), [{"x": many_samples(16)}], recipe).program
+    feeds = {"x": many_samples(2)}
+    made = assert_same_codes(program, feeds, tmp_path, driver, weights="packed")
+    plain = compile_program(program, CompileOptions("cuda"))
+    assert len(made.weights) < len(plain.weights)
 
 
 @pytest.mark.slow
