@@ -13,10 +13,15 @@ from ptq.grid import WIDE_BITS, Grid
 from ptq.histogram import Histogram
 from ptq.integer.claims import constant
 from ptq.integer.units import Outline, Site
-from ptq.passes.collect_ranges import choose_range
+from ptq.levels import FAMILIES
 from ptq.passes.context import Context
 from ptq.plan import ActivationPlan, Plan
+from ptq.ranges import choose_range
 
+FINE_BITS = 8
+"""Of the codes among which a power grid has its levels."""
+WIDEST_UNEQUAL = 6
+"""Bits; equal levels are fine enough beyond."""
 SOFTMAX_SCALE = np.float32(2.0**-8)
 HEADROOM = 2.0
 """Of 16 bits, which have precision to spare: samples not seen yet have larger outliers."""
@@ -35,6 +40,7 @@ class ChooseActivationGrids:
     4. Constants are chosen for like activations, from their own values. Tables of embeddings keep
        their whole range: nothing says how often a row is read, and frequent ones have outliers.
     5. The result of a Concat lends its grid to operands that nobody else reads.
+    6. What layers write with few bits gets the levels that the recipe asks for (`ptq.levels`).
     """
 
     def __call__(self, context: Context, plan: Plan, histograms: Mapping[str, Histogram]) -> Plan:
@@ -50,7 +56,11 @@ class ChooseActivationGrids:
             if site.source == "constant":
                 histogram = _histogram(constant(outline.constants[site.name]))
             how = "minmax" if site.name in whole else method
-            chosen[site.name] = affine_grid(*_range(site, histogram, how), site)
+            family = context.recipe.activation_grid
+            if family != "uniform" and histogram is not None and may_be_unequal(site, histogram):
+                chosen[site.name] = unequal_grid(histogram, how, site, family)
+            else:
+                chosen[site.name] = affine_grid(*_range(site, histogram, how), site)
         return plan.with_activations(_lend_concat_grids(outline, chosen))
 
 
@@ -87,6 +97,20 @@ def affine_grid(low: float, high: float, site: Site) -> ActivationPlan:
     return limited(ActivationPlan(Grid(site.bits), step, zero_point, 0, top), site)
 
 
+def unequal_grid(histogram: Histogram, method: str, site: Site, family: str) -> ActivationPlan:
+    """Unequal levels among 8-bit codes."""
+    found = FAMILIES[family](histogram, method, site.bits, site.limits)
+    fine = affine_grid(found.values[0], found.values[-1], replace(site, bits=FINE_BITS))
+    levels = tuple(int(code) for code in np.unique(fine.quantize(found.values)))
+    return replace(fine, grid=Grid(site.bits, found.power), levels=levels)
+
+
+def may_be_unequal(site: Site, histogram: Histogram) -> bool:
+    """True if a layer writes it with few codes; the boundary, which makes others, has no tables."""
+    few = site.bits <= WIDEST_UNEQUAL and site.source == "unit"
+    return few and bool(histogram.counts.any())
+
+
 def _histogram(array: npt.NDArray[Any] | None) -> Histogram | None:
     """Of a constant operand."""
     if array is None:
@@ -102,7 +126,7 @@ def _ratio(span: float, codes: int) -> float:
 
 def limited(grid: ActivationPlan, site: Site) -> ActivationPlan:
     """The grid with codes outside the site's limits cut off."""
-    top = (1 << site.bits) - 1
+    top = (1 << (FINE_BITS if grid.levels else site.bits)) - 1
     ends = [
         int(np.clip(np.rint(v / float(grid.scale)) + grid.zero_point, 0, top)) for v in site.limits
     ]

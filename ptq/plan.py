@@ -30,6 +30,8 @@ class ActivationPlan:
 
     The codes live in uint8 containers, or in uint16 ones if there are more than 256. zero_point is
     even, so that adding it before or after rounding half to even is the same function.
+    levels: the 8-bit codes that occur, ascending, where they are not equally spaced (grid.bits says
+        how many there may be); () is all of low .. high.
     """
 
     grid: Grid
@@ -37,6 +39,14 @@ class ActivationPlan:
     zero_point: int
     low: int = 0
     high: int = 255
+    levels: tuple[int, ...] = ()
+
+    @property
+    def table(self) -> Codes:
+        """The nearest level of every 8-bit code, the lower of two: [256] uint8."""
+        levels = np.asarray(self.levels)
+        middles = (levels[1:] + levels[:-1]) / 2
+        return levels[np.searchsorted(middles, np.arange(256))].astype(np.uint8)
 
     @property
     def dtype(self) -> Any:
@@ -47,7 +57,8 @@ class ActivationPlan:
         """Codes as onnxruntime's QuantizeLinear makes them: float32 division, half to even."""
         with np.errstate(over="ignore"):  # a value out of float32's reach saturates
             codes = np.rint(np.asarray(x, np.float32) / self.scale) + np.float32(self.zero_point)
-        return np.asarray(np.clip(codes, self.low, self.high), self.dtype)
+        within = np.asarray(np.clip(codes, self.low, self.high), self.dtype)
+        return self.table[within] if self.levels else within
 
     def dequantize(self, codes: Codes) -> npt.NDArray[np.float32]:
         """Values of the codes, float32."""
@@ -190,10 +201,7 @@ class Plan:
             )
         return Plan(
             activations={
-                name: ActivationPlan(
-                    **{**r, "grid": Grid(**r["grid"]), "scale": np.float32(r["scale"])}
-                )
-                for name, r in scalars["activations"].items()
+                name: _activation(record) for name, record in scalars["activations"].items()
             },
             weights={
                 name: WeightPlan(
@@ -211,6 +219,13 @@ class Plan:
             biases={k.removeprefix("bias:"): v for k, v in arrays.items() if k.startswith("bias:")},
             grids={name: _grids(found) for name, found in scalars["grids"].items()},
         )
+
+
+def _activation(record: Mapping[str, Any]) -> ActivationPlan:
+    grid, scale = Grid(**record["grid"]), np.float32(record["scale"])
+    return ActivationPlan(
+        **{**record, "grid": grid, "scale": scale, "levels": tuple(record["levels"])}
+    )
 
 
 def _records(grid: LayerGrid) -> Any:

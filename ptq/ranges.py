@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,11 @@ class Levels:
         best = np.argmin(scales, axis=0)[None]
         scale = np.take_along_axis(scales, best, axis=0)[0]
         return _at_least_tiny(scale), np.take_along_axis(zeros, best, axis=0)[0]
+
+    def values(self, low: Floats, high: Floats) -> Floats:
+        """What the codes stand for in each range: [K], [K] -> [K, count]."""
+        scale, zero = self.steps(low, high)
+        return (np.arange(self.count) - zero[:, None]) * scale[:, None]
 
 
 def _ratio(span: Floats, codes: Floats) -> Floats:
@@ -101,21 +107,38 @@ class Density:
         )
         return np.where(x < self.edges[0], 0.0, moments)
 
+    def within(self, q: Floats) -> Floats:
+        """Moments of what rounds to each level, the outer ones reaching on.
 
-def squared_error(density: Density, levels: Levels, low: Floats, high: Floats) -> Floats:
+        q: [..., n], ascending along the last axis -> [3, ..., n].
+        """
+        edges = np.zeros((3, *q.shape[:-1], q.shape[-1] + 1))
+        edges[..., 1:-1] = self.up_to((q[..., :-1] + q[..., 1:]) / 2)
+        edges[..., -1] = self.moments[:, -1].reshape(3, *[1] * (q.ndim - 1))
+        return np.diff(edges, axis=-1)
+
+
+class Valued(Protocol):
+    """Levels that a range places: equally spaced ones, or others (`ptq.levels`)."""
+
+    @property
+    def symmetric(self) -> bool:
+        """True if both ends of a range move together."""
+        ...
+
+    def values(self, low: Floats, high: Floats) -> Floats:
+        """The levels of each range, ascending: [K], [K] -> [K, count]."""
+        ...
+
+
+def squared_error(density: Density, levels: Valued, low: Floats, high: Floats) -> Floats:
     """Mean squared quantisation error, rounding and clipping, of K ranges: [K], [K] -> [K].
 
     sum over cells of E[(x - q)^2] = M2 - 2 q M1 + q^2 M0, M the moments of the cell that the
     level q serves; the outer cells reach to infinity, which is the clipping.
     """
-    scale, zero = levels.steps(low, high)
-    codes = np.arange(levels.count)
-    q = (codes - zero[:, None]) * scale[:, None]
-    cuts = q[:, :-1] + scale[:, None] / 2
-    moments = np.zeros((3, len(low), levels.count + 1))
-    moments[..., 1:-1] = density.up_to(cuts)
-    moments[..., -1] = density.moments[:, -1:]
-    m0, m1, m2 = np.diff(moments, axis=-1)
+    q = levels.values(low, high)
+    m0, m1, m2 = density.within(q)
     error: Floats = np.maximum((m2 - 2 * q * m1 + q * q * m0).sum(axis=1), 0.0)
     return error
 
@@ -157,7 +180,8 @@ def _divergence(weights: Floats, centres: Floats, low: float, high: float, scale
     return float((p[there] * np.log(p[there] / np.maximum(q[there], 1e-12))).sum())
 
 
-Cost = Callable[[Density, Levels, Floats, Floats], Floats]
+Cost = Callable[[Density, Any, Floats, Floats], Floats]
+"""(density, levels of some kind, lows, highs) -> what each range costs."""
 
 _COARSE: Floats = np.power(0.8, np.arange(18))
 _REFINE_STEPS = (0.2, 0.08, 0.03, 0.012, 0.005)
@@ -165,7 +189,7 @@ _REFINE: Floats = np.asarray([-1.0, -0.5, 0.0, 0.5, 1.0])
 _TRIALS: tuple[Floats, ...] = (_COARSE, *(1.0 + step * _REFINE for step in _REFINE_STEPS))
 
 
-def _search(histogram: Histogram, levels: Levels, cost: Cost, start: Range) -> Range:
+def search_range(histogram: Histogram, levels: Any, cost: Cost, start: Range) -> Range:
     """Coarse to fine over both ends, beginning with `start`, which wins a tie.
 
     An end that is zero stays zero; a symmetric grid moves both ends together.
@@ -219,11 +243,11 @@ def _entropy(histogram: Histogram, levels: Levels, start: Range, argument: float
         costs = divergence(density, levels, low, high)
         return np.where(high - low >= levels.count * width, costs, np.inf)
 
-    return _search(histogram, levels, cost, start)
+    return search_range(histogram, levels, cost, start)
 
 
 def _mse(histogram: Histogram, levels: Levels, start: Range, argument: float) -> Range:
-    return _search(histogram, levels, squared_error, start)
+    return search_range(histogram, levels, squared_error, start)
 
 
 Method = Callable[[Histogram, Levels, Range, float], Range]

@@ -18,12 +18,14 @@ Target = Literal["onnx", "onnx-qdq", "onnx-strict"]
 Cpu = Literal["any", "vnni"]
 Rounding = Literal["nearest", "squant", "gptq"]
 GridFamily = Literal["uniform", "power", "powerquant", "auto"]
+ActivationGrid = Literal["uniform", "power", "codebook"]
 ResidualBits = Literal[8, 16]
 GroupSize = Literal[16, 32, 64, 128, 256]
 Bits = Annotated[int, msgspec.Meta(ge=2, le=8)]
 PRESETS = ("w8a8", "w4a8", "w4a4", "w3a8", "w2a8")
 DATA_FREE: Mapping[str, Any] = {
     "rounding": "squant", "calib_method": "minmax", "effort": "fast", "samples": 64,
+    "activation_grid": "uniform",
 }  # fmt: skip
 """What replaces the defaults without samples: invented ones say little about second moments and
 about what a layer should learn, and their ranges are smaller than real ones."""
@@ -58,6 +60,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         whose output that costs less, if the network comes nearer to the float one on held-out
         samples.
     exponents: of power grids, one a 'layer' or one an output 'channel'.
+    activation_grid: the same for what layers write with 2 to 6 bits. 'power': an exponent for every
+        tensor; 'codebook': levels at the means of what rounds to them, which is more accurate. Both
+        take a table of 256 entries after requantising.
     calib_method: how activation ranges are chosen from the histograms.
     rounding: 'gptq' minimises each layer's output error by second-order rounding (needs samples),
         'squant' cancels the errors of each kernel and each channel without samples, 'nearest' takes
@@ -93,6 +98,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     symmetric: bool = False
     grid: GridFamily = "uniform"
     exponents: Literal["layer", "channel"] = "layer"
+    activation_grid: ActivationGrid = "codebook"
     calib_method: Method = "mse"
     rounding: Rounding = "gptq"
     bias_correction: bool = True

@@ -20,7 +20,7 @@ from ptq.execute.differentiable import (
     Rounding,
     drop_quantization,
 )
-from ptq.integer.program import Program, Ref, Step
+from ptq.integer.program import Program, Ref, Step, before_levels
 from ptq.passes.learning.layers import Layer
 from ptq.passes.learning.learned import Learned, start_learning
 from ptq.passes.learning.losses import Loss
@@ -112,7 +112,8 @@ def _loss_of(
 
     def loss(batch: Batch, noise: torch.Generator) -> Tensor:
         captured: dict[str, Tensor] = {}
-        quantiser = _capturing(drop_quantization(options.drop, noise), names, captured)
+        inner = _once(drop_quantization(options.drop, noise), before_levels(program))
+        quantiser = _capturing(inner, names, captured)
         codes, raw = block_inputs(program, block, batch, device, options.drop, noise)
         overrides = scales.overrides(block.steps, device)
         for part in learned:
@@ -215,6 +216,15 @@ def hard_run(
         return {name: x.cpu().numpy() for name, x in found.items()}
 
     return run
+
+
+def _once(inner: Quantiser, on_their_way: Collection[str]) -> Quantiser:
+    """A quantiser that leaves the rounding of these values to the levels that they go on to."""
+
+    def quantise(name: str, rounding: Rounding) -> Tensor:
+        return rounding.unrounded() if name in on_their_way else inner(name, rounding)
+
+    return quantise
 
 
 def _capturing(inner: Quantiser, names: list[str], captured: dict[str, Tensor]) -> Quantiser:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ptq.integer.blocks import Block, written
 from ptq.integer.lower import lower
-from ptq.integer.program import Program, Step
+from ptq.integer.program import Program, Step, before_levels
 from ptq.passes.context import Context, Progress
 from ptq.passes.learning.into_plan import with_scales, with_steps
 from ptq.passes.learning.judge import block_error
@@ -78,6 +78,7 @@ class Run:
     def _adopt(self, plan: Plan) -> None:
         self.plan = plan
         self.program: Program = lower(self.context.model, self.context.outline, plan)
+        self.become = before_levels(self.program)
         self.parts = [block_steps(self.program, block) for block in self.blocks]
 
     def _resume(self) -> int:
@@ -120,7 +121,7 @@ class Run:
             self._adopt(kept)
 
     def _task(self, index: int, block: Block, layers: Sequence[Layer]) -> Task:
-        part, site_of = self.parts[index], self.context.outline.site
+        part, site_of = self.parts[index], self._site
         return Task(
             self.program,
             part,
@@ -131,6 +132,9 @@ class Run:
             self.targets.loss(index),
             self._reporter(index, block),
         )
+
+    def _site(self, name: str) -> str:
+        return self.context.outline.site(self.become.get(name, name))
 
     def _error(self, part: BlockSteps, steps: Sequence[Step]) -> float:
         return block_error(self.program, part, steps, self.given, self.targets.exact, self.held_out)

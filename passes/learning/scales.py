@@ -14,7 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptq.integer.program import Add, Apply, Convolve, Dequantize, Program, Quantize, Ref, Step
+from ptq.integer.program import (
+    Add,
+    Apply,
+    Convolve,
+    Dequantize,
+    Lookup,
+    Program,
+    Quantize,
+    Ref,
+    Step,
+)
 from ptq.passes.learning.layers import Layer
 from ptq.passes.learning.steps import reads, writes
 
@@ -106,7 +116,7 @@ def learnable_sites(
     site_of: Callable[[str], str],
 ) -> tuple[str, ...]:
     """Sites made and read inside these steps only, by steps whose ratios have them as factors."""
-    learnable = (*OPERANDS, "Add")
+    learnable, within = (*OPERANDS, "Add"), (Apply, Lookup)
     made: dict[str, None] = {}
     barred = {site_of(ref.name) for ref in (*inputs, *outputs) if ref.codes}
     for step in steps:
@@ -114,7 +124,7 @@ def learnable_sites(
         touched = [site_of(ref.name) for ref in (*reads(step), *writes(step)) if ref.codes]
         if kind in learnable:
             made |= dict.fromkeys(site_of(ref.name) for ref in writes(step))
-        elif not (isinstance(step, Apply) and len(set(touched)) <= 1):
+        elif not (isinstance(step, within) and len(set(touched)) <= 1):
             barred.update(touched)
     return tuple(
         site for site in made if site not in barred and program.codes[site].grid.bits < FINEST

@@ -14,6 +14,7 @@ from ptq.commands.reproduce import REPRODUCE, check_again, redo
 from ptq.commands.weights_only import weights_to
 from ptq.report.commands import emit, options_as
 from ptq.report.options import (
+    ACTIVATION_GRIDS,
     CALIB,
     COMMON,
     CPUS,
@@ -47,6 +48,7 @@ class _Quantize(BudgetChoices, Choices):
     preprocess: str | None
     evaluation: Path | None
     grid: str | None
+    activation_grid: str | None
     effort: str | None
     target: str | None
     io: str | None
@@ -75,6 +77,11 @@ class _Quantize(BudgetChoices, Choices):
     EVAL,
     click.option(
         "--grid", type=click.Choice(GRIDS), help="Levels of the weights.  [default: uniform]"
+    ),
+    click.option(
+        "--activation-grid",
+        type=click.Choice(ACTIVATION_GRIDS),
+        help="Levels of activations of 2 to 6 bits.  [default: codebook; without --calib: uniform]",
     ),
     click.option(
         "--effort", type=click.Choice(EFFORTS), help="Time for accuracy.  [default: default]"
@@ -139,6 +146,7 @@ def _for_the_data(options: _Quantize) -> dict[str, Any]:
         "calib_method": options.calib_method,
         "samples": options.samples,
         "effort": options.effort,
+        "activation_grid": options.activation_grid,
     }
     defaults = DATA_FREE if options.calib is None and options.recipe_path is None else {}
     return {**defaults, **{name: value for name, value in given.items() if value is not None}}

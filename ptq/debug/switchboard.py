@@ -104,11 +104,22 @@ class _Wiring:
         users = list(value.uses())
         scale, zero = self.constant(np.float32(grid.scale)), np.float32(grid.zero_point)
         bounds = [self.constant(np.float32(code) - zero) for code in (grid.low, grid.high)]
-        steps = self.node("Round", [self.node("Div", [value, scale])])
-        clipped = self.node("Clip", [steps, *bounds])
-        result = self.node("Mul", [clipped, scale])
-        inner = [v.producer() for v in (steps.producer().inputs[0], steps, clipped, result)]  # type: ignore[union-attr]
-        self._rewire(value, users, self._choose(index, inner, result, value))
+        shares = self.node("Div", [value, scale])
+        steps = self.node("Round", [shares])
+        inner = [shares, steps, self.node("Clip", [steps, *bounds])]
+        if grid.levels:
+            inner += self._nearest_levels(inner[-1], grid)
+        result = self.node("Mul", [inner[-1], scale])
+        nodes = [made.producer() for made in (*inner, result)]
+        self._rewire(value, users, self._choose(index, nodes, result, value))
+
+    def _nearest_levels(self, steps: ir.Value, grid: ActivationPlan) -> list[ir.Value]:
+        """From codes without their zero point to the nearest levels without it."""
+        zero = np.float32(grid.zero_point)
+        codes = self.node("Add", [steps, self.constant(zero)])
+        index = self.node("Cast", [codes], [ir.AttrInt64("to", ir.DataType.INT64)])
+        table = self.constant(grid.table.astype(np.float32) - zero)
+        return [codes, index, self.node("Gather", [table, index])]
 
     def _rewire(self, value: ir.Value, users: Sequence[Any], other: ir.Value) -> None:
         for node, place in users:

@@ -39,6 +39,7 @@ def lower(model: ir.Model, outline: Outline, plan: Plan) -> Program:
     for item in outline.items:
         if isinstance(item, Unit):
             LOWER[item.kind](state, item)
+            state.snap()
         else:
             lower_island(state, item)
     for value in model.graph.outputs:

@@ -52,7 +52,7 @@ def lower_concat(state: Lowering, unit: Unit) -> None:
     refs: list[Ref] = []
     for position, name in enumerate(unit.inputs):
         x = state.need_codes(name)
-        if (x.scale, x.zero_point) != (y.scale, y.zero_point):
+        if (x.scale, x.zero_point, x.levels) != (y.scale, y.zero_point, y.levels):
             name = _requantize(state, f"{unit.name}/{position}", name, x, y)
         refs.append(Ref(name, codes=True))
     attributes = tuple(unit.node.attributes.values())

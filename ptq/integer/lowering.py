@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ptq.errors import UnsupportedModelError
+from ptq.grid import Grid
 from ptq.integer import claims
 from ptq.integer.arithmetic import INT32_LIMIT, Requantizer, exact_shift
 from ptq.integer.pairs import Pairs
-from ptq.integer.program import Certificate, Dequantize, Quantize, Ref, Step
+from ptq.integer.program import LEVELS, Certificate, Dequantize, Lookup, Quantize, Ref, Step
 from ptq.integer.units import Outline
 from ptq.plan import ActivationPlan, Plan
 
@@ -60,6 +61,17 @@ class Lowering:
         """Declare that the next step writes codes[name]."""
         self.codes[name] = self.grid(name)
         return self.codes[name]
+
+    def snap(self) -> None:
+        """Take codes that were just requantised to the nearest levels of their grid."""
+        last: Any = self.steps[-1] if self.steps else None
+        if not (hasattr(last, "requantizer") and self.codes[last.output].levels):
+            return
+        output, fine = last.output, f"{last.output}/before levels"
+        grid = self.codes[output]
+        self.steps[-1] = replace(last, output=fine)
+        self.codes[fine] = replace(grid, grid=Grid(), levels=())
+        self.steps.append(Lookup(f"{last.name}/levels", fine, output, grid.table, None, LEVELS))
 
     def keep_constant(self, value: ir.Value) -> None:
         """Keep a raw constant operand."""

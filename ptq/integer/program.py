@@ -122,12 +122,16 @@ class Multiply:
     requantizer: Requantizer
 
 
+LEVELS = "levels"
+"""The function of a Lookup that takes codes to the nearest ones of an unequal grid."""
+
+
 @dataclass(frozen=True)
 class Lookup:
     """output = table[input], or table[channel, input] along `axis`.
 
     table: uint8 or uint16, [256] or [channels, 256].
-    function: what the table computes, for people ("Sigmoid", "requantize").
+    function: what the table computes ("Sigmoid", "requantize", LEVELS), for people and gradients.
     """
 
     name: str
@@ -284,3 +288,9 @@ class Program:
     code_constants: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     certificates: tuple[Certificate, ...] = ()
     opset: int = 21
+
+
+def before_levels(program: Program) -> Mapping[str, str]:
+    """Values on their way to the levels of an unequal grid -> the value that they become."""
+    lookups = [s for s in program.steps if isinstance(s, Lookup) and s.function == LEVELS]
+    return {step.input: step.output for step in lookups}

@@ -8,6 +8,8 @@ routine with six good digits gives the same table.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,7 +21,7 @@ TIE_MARGIN = 1e-3  # in codes, 4e-6 of a sigmoid with 256 codes; float32 routine
 def leaky_table(x: ActivationPlan, y: ActivationPlan, alpha: np.float32) -> npt.NDArray[np.uint8]:
     """What QLinearLeakyRelu maps the codes 0 .. 255 to, then clipped to y's codes: [256] uint8."""
     values = x.dequantize(np.arange(256, dtype=np.uint8))
-    return y.quantize(np.where(values >= 0, values, values * alpha))
+    return replace(y, levels=()).quantize(np.where(values >= 0, values, values * alpha))
 
 
 def is_sigmoid(table: npt.NDArray[np.uint8], x: ActivationPlan, y: ActivationPlan) -> bool:

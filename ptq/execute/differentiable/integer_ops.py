@@ -160,10 +160,24 @@ def _mean(s: Scope, step: Mean) -> None:
 
 
 def _lookup(s: Scope, step: Lookup) -> None:
-    """An entry that is already a code rounds to itself; a learned table need not hold codes."""
+    """An entry that is already a code rounds to itself; a learned table need not hold codes.
+
+    Going to the nearest level is rounding, and has its gradient.
+    """
+    if step.function == "levels":
+        _snap(s, step)
+        return
     table = s.own(step.name, "table", step.table.astype(np.int32))  # torch has no uint16
     x = interpolate(table, s.codes[step.input].to(table.dtype), step.axis)
     s.emit(step.output, x, 0, 0, np.iinfo(step.table.dtype).max)
+
+
+def _snap(s: Scope, step: Lookup) -> None:
+    x = s.codes[step.input]
+    table = s.stored(step.name, "levels", step.table.astype(np.float32)).to(x.dtype)
+    nearest = table[x.detach().round().to(torch.int64)]
+    rounding = Rounding(lambda: x, lambda: x + (nearest - x).detach())
+    s.codes[step.output] = s.quantiser(step.output, rounding)
 
 
 def _softmax(s: Scope, step: Softmax) -> None:

@@ -129,7 +129,7 @@ def activation_bars(histogram: Histogram, grid: ActivationPlan) -> Bars | None:
     """The non-zero float values, and the levels of the grid's codes."""
     if histogram.min > histogram.max:
         return None
-    codes = np.arange(grid.low, grid.high + 1)
+    codes = np.asarray(grid.levels or np.arange(grid.low, grid.high + 1))
     levels = (codes - grid.zero_point) * float(grid.scale)
     low, high = min(histogram.min, levels[0]), max(histogram.max, levels[-1])
     if low == high:
