@@ -4,9 +4,9 @@
     python benchmarks/ablation.py --out ablation.jsonl --write    # docs/ablation.md from the file
 
 ResNet-20 on the shared data (PTQ_SHARED, default ../shared). The base is `--effort default` with
-fewer samples and iterations; every other row changes one thing. Judged on calibration samples that were neither
-learned on nor held out, never on the evaluation data. One JSON line for each finished run, seed by
-seed; it can be stopped and started again.
+fewer samples and iterations; every other row changes one thing. Judged on calibration samples that
+were neither learned on nor held out, never on the evaluation data. One JSON line for each finished
+run, seed by seed; it can be stopped and started again.
 """
 
 from __future__ import annotations
