@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ptq
+from ptq.execute.differentiable import ProgramGraph
 from ptq.grid import Grid
 from ptq.histogram import Histogram
 from ptq.integer.program import LEVELS, Lookup, before_levels
 from ptq.levels import FAMILIES, codebook, power_levels
+from ptq.passes.learning.scales import Scales, learnable_sites
 from ptq.plan import ActivationPlan, Plan
 from ptq.ranges import Density, Levels, choose_range, squared_error
 from tests.conv_net import conv_net
@@ -19,6 +24,10 @@ from tests.conv_net import conv_net
 ANYTHING = (-np.inf, np.inf)
 SEEDS = st.integers(0, 2**32 - 1)
 SHAPES = st.sampled_from(["relu", "normal", "negative", "skewed", "offset", "two values"])
+
+
+def is_snap(step: Any) -> bool:
+    return isinstance(step, Lookup) and step.function == LEVELS
 
 
 def histogram_of(shape: str, seed: int) -> Histogram:
@@ -105,7 +114,7 @@ def test_what_layers_read_has_as_many_codes_as_bits_allow() -> None:
     x = np.random.default_rng(0).normal(size=(32, 2, 6, 6)).astype(np.float32)
     recipe = ptq.Recipe.preset("w4a3").replace(effort="fast")
     program = ptq.quantize(conv_net(), {"x": x}, recipe).program
-    lookups = [s for s in program.steps if isinstance(s, Lookup) and s.function == LEVELS]
+    lookups = [step for step in program.steps if is_snap(step)]
     assert lookups
     assert before_levels(program) == {step.input: step.output for step in lookups}
     for step in lookups:
@@ -120,3 +129,19 @@ def test_uniform_levels_need_no_table() -> None:
     recipe = ptq.Recipe.preset("w4a3").replace(effort="fast", activation_grid="uniform")
     program = ptq.quantize(conv_net(), {"x": x}, recipe).program
     assert not before_levels(program)
+
+
+def test_gradients_reach_the_steps_of_unequal_levels() -> None:
+    x = np.random.default_rng(0).normal(size=(32, 2, 6, 6)).astype(np.float32)
+    recipe = ptq.Recipe.preset("w4a3").replace(effort="fast")
+    program = ptq.quantize(conv_net(), {"x": x}, recipe).program
+    become = before_levels(program)
+    site_of = lambda name: become.get(name, name)  # noqa: E731
+    sites = learnable_sites(program, program.steps, (), (), site_of)
+    assert set(sites) == {step.output for step in program.steps if is_snap(step)}
+    scales = Scales(sites, (), site_of, torch.device("cpu"))
+    output = program.outputs[0].name
+    graph = ProgramGraph(program, program.steps, outputs=[output], exact=False)
+    overrides = scales.overrides(program.steps, torch.device("cpu"))
+    graph.run({}, {"x": torch.from_numpy(x)}, overrides).raw[output].square().sum().backward()
+    assert all(float(step.grad) != 0 for step in scales.steps.values())

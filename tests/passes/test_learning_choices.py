@@ -35,7 +35,9 @@ from ptq.recipe import Recipe
 from tests.conv_net import conv_net
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(weight_bits=3, activation_bits=4, samples=48, effort="fast")
+RECIPE = Recipe(
+    weight_bits=3, activation_bits=4, activation_grid="uniform", samples=48, effort="fast"
+)
 QUICK = LearnRounding(iterations=25, batch=8, lr=3e-2, bias_lr=1e-2)
 
 

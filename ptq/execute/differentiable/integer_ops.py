@@ -19,7 +19,7 @@ from ptq.execute.differentiable.convolution import CONVOLVE
 from ptq.execute.differentiable.float_graph import run_op
 from ptq.execute.differentiable.float_ops import HOST_OPERANDS
 from ptq.execute.differentiable.nodes import Node, op_key
-from ptq.execute.differentiable.rounding import Quantiser, interpolate, rounding_of
+from ptq.execute.differentiable.rounding import Quantiser, Rounding, interpolate, rounding_of
 from ptq.execute.differentiable.tensors import to_tensor
 from ptq.plan import ActivationPlan
 
