@@ -39,8 +39,8 @@ class Binding(Protocol):
         """Variables of one iteration, in registers where there are enough."""
         ...
 
-    def float32(self, value: float) -> Expr:
-        """A float32 constant, exactly; call it before any loop."""
+    def real(self, value: float, dtype: str = "float32") -> Expr:
+        """A float constant, exactly; call it before any loop."""
         ...
 
 
@@ -97,14 +97,15 @@ class Loops:
         on_stack = {"disable_lower_builtin": True}
         return T.alloc_buffer((size,), dtype, scope="global", annotations=on_stack)
 
-    def float32(self, value: float) -> Expr:
+    def real(self, value: float, dtype: str = "float32") -> Expr:
         """Through its bits in memory where TVM's C code, of seven digits, would change it."""
-        number = np.float32(value)
-        if np.float32(f"{number:.6e}") == number:
-            return T.float32(float(number))
-        bits = self.local("int32")
-        T.buffer_store(bits, T.int32(int(number.view(np.int32))), [0])
-        return T.reinterpret("float32", bits[0])
+        number = np.asarray(value, dtype)[()]
+        if float(f"{number:.6e}") == number:
+            return tirx.const(float(number), dtype)
+        whole = f"int{8 * number.itemsize}"
+        bits = self.local(whole)
+        T.buffer_store(bits, tirx.const(int(number.view(whole)), whole), [0])
+        return T.reinterpret(dtype, bits[0])
 
 
 @dataclass
@@ -138,6 +139,10 @@ class Grid:
         """Registers, as long as every index is a constant."""
         return T.alloc_buffer((size,), dtype, scope="local")
 
-    def float32(self, value: float) -> Expr:
-        """TVM's CUDA code has all bits, in hexadecimal."""
-        return T.float32(float(np.float32(value)))
+    def real(self, value: float, dtype: str = "float32") -> Expr:
+        """TVM's CUDA code has all bits of a float32; a float64 is 53 bits and a power of two."""
+        if dtype == "float32":
+            return T.float32(float(np.float32(value)))
+        mantissa, exponent = np.frexp(value)
+        whole = tirx.const(float(mantissa * 2.0**53), dtype)
+        return tirx.ldexp(whole, T.int32(int(exponent) - 53))

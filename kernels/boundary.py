@@ -8,6 +8,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from ptq.grid import container
 from ptq.kernels.binding import Binding
 from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
 from ptq.kernels.loops import elementwise
@@ -26,25 +27,30 @@ class Quantize:
     low: int
     high: int
 
+    @property
+    def dtype(self) -> str:
+        """Of the codes."""
+        return str(np.dtype(container(self.high)))
+
     def parameters(self) -> tuple[Parameter, ...]:
-        """x float32, y uint8."""
-        return Parameter("x", "float32", self.x.size), Parameter("y", "uint8", self.y.size)
+        """x float32, y codes."""
+        return Parameter("x", "float32", self.x.size), Parameter("y", self.dtype, self.y.size)
 
     def emit(self, on: Binding, x: Buffer, y: Buffer) -> None:
         """Clamps before it converts, so that large values stay in range."""
-        scale, zero = on.float32(self.scale), T.float32(self.zero_point)
+        scale, zero = on.real(self.scale), T.float32(self.zero_point)
 
         def body(at_x: Expr, at_y: Expr) -> None:
             rounded = tirx.nearbyint(x[at_x] / scale) + zero
             code = clamp(rounded, T.float32(self.low), T.float32(self.high))
-            T.buffer_store(y, T.Cast("uint8", T.Cast("int32", code)), [at_y])
+            T.buffer_store(y, T.Cast(self.dtype, T.Cast("int32", code)), [at_y])
 
         elementwise(on, [self.x, self.y], body)
 
     def oracle(self, x: Array) -> Array:
         """As ActivationPlan.quantize."""
         codes = np.rint(self.x.read(x) / np.float32(self.scale)) + np.float32(self.zero_point)
-        return np.clip(codes, self.low, self.high).astype(np.uint8)
+        return np.asarray(np.clip(codes, self.low, self.high), self.dtype)
 
 
 @dataclass(frozen=True)
@@ -55,14 +61,15 @@ class Dequantize:
     y: View
     scale: float
     zero_point: int
+    dtype: str = "uint8"
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """x uint8, y float32."""
-        return Parameter("x", "uint8", self.x.size), Parameter("y", "float32", self.y.size)
+        """x codes of `dtype`, y float32."""
+        return Parameter("x", self.dtype, self.x.size), Parameter("y", "float32", self.y.size)
 
     def emit(self, on: Binding, x: Buffer, y: Buffer) -> None:
         """Subtracts in integers, which is exact in float32 as well."""
-        scale = on.float32(self.scale)
+        scale = on.real(self.scale)
 
         def body(at_x: Expr, at_y: Expr) -> None:
             centred = T.Cast("int32", x[at_x]) - T.int32(self.zero_point)

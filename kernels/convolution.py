@@ -36,7 +36,7 @@ class Convolve:
     rounding: Rounding
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """weight int8; bias, multiplier, shift int32 [out]; x, y uint8."""
+        """weight int8; bias, multiplier, shift int32 [out]; x uint8, y codes."""
         out = self.weight[0]
         return (
             Parameter("weight", "int8", int(np.prod(self.weight))),
@@ -44,7 +44,7 @@ class Convolve:
             Parameter("multiplier", "int32", out),
             Parameter("shift", "int32", out),
             Parameter("x", "uint8", self.x.size),
-            Parameter("y", "uint8", self.y.size),
+            Parameter("y", self.rounding.dtype, self.y.size),
         )
 
     def emit(self, on: Binding, *buffers: Buffer) -> None:
@@ -116,7 +116,7 @@ class MatMul:
     rounding: Rounding
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """b; bias, multiplier, shift int32 [columns]; a, y uint8."""
+        """b; bias, multiplier, shift int32 [columns]; a uint8, y codes."""
         columns = self.y.shape[-1]
         return (
             Parameter("b", self.b_dtype, self.b.size),
@@ -124,7 +124,7 @@ class MatMul:
             Parameter("multiplier", "int32", columns),
             Parameter("shift", "int32", columns),
             Parameter("a", "uint8", self.a.size),
-            Parameter("y", "uint8", self.y.size),
+            Parameter("y", self.rounding.dtype, self.y.size),
         )
 
     def emit(self, on: Binding, *buffers: Buffer) -> None:

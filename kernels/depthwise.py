@@ -50,7 +50,7 @@ class Depthwise:
             Parameter("bias", "int32", self.channels),
             *self.rounding.scales(self.channels),
             Parameter("x", "uint8", last + self.taps[-1] + self.channels),
-            Parameter("y", "uint8", self.pixels * self.channels),
+            Parameter("y", self.rounding.dtype, self.pixels * self.channels),
         )
 
     @property
@@ -111,7 +111,8 @@ class Depthwise:
         if self.paired:
             by_pair = weight.reshape(-1, self.channels, 2).transpose(0, 2, 1)
             taps = by_pair.reshape(-1, self.channels).astype(np.int64)
-        out = np.zeros((self.samples, self.out_rows, self.out_width, self.channels), np.uint8)
+        shape = (self.samples, self.out_rows, self.out_width, self.channels)
+        out = np.zeros(shape, self.rounding.dtype)
         for sample, row, column in np.ndindex(out.shape[:3]):
             corner = sample * self.sample_bytes + row * self.row_bytes + column * self.pixel_bytes
             acc = bias.astype(np.int64)

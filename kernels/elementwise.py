@@ -11,10 +11,11 @@ from tvm.tirx.script import builder as T
 from ptq.kernels.binding import Binding
 from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
 from ptq.kernels.loops import elementwise
-from ptq.kernels.requantize import Rounding, clamp
+from ptq.kernels.requantize import Rounding
 from ptq.kernels.view import View
 
-FLOAT_EXACT = 2**24
+FLOATS = {"float32": 2**24, "float64": 2**53}
+"""What they hold exactly, the first that does being the fastest."""
 
 
 @dataclass(frozen=True)
@@ -27,42 +28,52 @@ class Add:
     multipliers: tuple[int, int]
     zero_points: tuple[int, int]
     rounding: Rounding
+    dtypes: tuple[str, str] = ("uint8", "uint8")
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """All uint8."""
-        views = {"a": self.a, "b": self.b, "y": self.y}
-        return tuple(Parameter(name, "uint8", view.size) for name, view in views.items())
+        """a and b of `dtypes`, y codes."""
+        return (
+            Parameter("a", self.dtypes[0], self.a.size),
+            Parameter("b", self.dtypes[1], self.b.size),
+            Parameter("y", self.rounding.dtype, self.y.size),
+        )
 
     @property
     def bound(self) -> int:
         """The largest |sum| of any two codes."""
-        terms = zip(self.multipliers, self.zero_points, strict=True)
-        return sum(abs(m) * max(z, 255 - z) for m, z in terms)
+        terms = zip(self.multipliers, self.zero_points, self.dtypes, strict=True)
+        return sum(abs(m) * max(z, np.iinfo(kind).max - z) for m, z, kind in terms)
+
+    @property
+    def exact_dtype(self) -> str | None:
+        """The float that holds every sum and, shifted, rounds it as integers would."""
+        fits = (kind for kind, limit in FLOATS.items() if self.bound < limit)
+        return next(fits, None)
 
     def emit(self, on: Binding, a: Buffer, b: Buffer, y: Buffer) -> None:
-        """In float32 where every sum is exact there, because that is one instruction a step."""
-        (m, n), (za, zb) = self.multipliers, self.zero_points
+        """In floats where every sum is exact there, because that is one instruction a step."""
+        (m, n), (za, zb), exact = self.multipliers, self.zero_points, self.exact_dtype
         assert self.rounding.ratio is not None
+        factor, shift = self.rounding.ratio
         # A power of two: multiplying by it is exact, so only the sum has to be.
-        ratio = on.float32(self.rounding.ratio[0] * 2.0 ** -self.rounding.ratio[1])
+        unit = None if exact is None else on.real(factor * 2.0**-shift, exact)
+        kind = "int32" if exact == "float32" else exact or "int64"
+        by_a, by_b = (
+            on.real(number, kind) if kind == "float64" else tirx.const(number, kind)
+            for number in (m, n)
+        )
 
         def body(at_a: Expr, at_b: Expr, at_y: Expr) -> None:
-            kind = "int32" if self.bound < FLOAT_EXACT else "int64"
-            first = (T.Cast(kind, a[at_a]) - tirx.const(za, kind)) * tirx.const(m, kind)
-            second = (T.Cast(kind, b[at_b]) - tirx.const(zb, kind)) * tirx.const(n, kind)
+            first = (T.Cast(kind, a[at_a]) - tirx.const(za, kind)) * by_a
+            second = (T.Cast(kind, b[at_b]) - tirx.const(zb, kind)) * by_b
             total = first + second
-            exact = kind == "int32"
-            code = self._float(total, ratio) if exact else self.rounding.integer(total)
+            if exact is None:
+                code = self.rounding.integer(total)
+            else:
+                code = self.rounding.real(T.Cast(exact, total) * unit, dtype=exact)
             T.buffer_store(y, code, [at_y])
 
         elementwise(on, [self.a, self.b, self.y], body)
-
-    def _float(self, total: Expr, ratio: Expr) -> Expr:
-        r = self.rounding
-        scaled = T.Cast("float32", total) * ratio
-        low, high = T.float32(r.low - r.zero_point), T.float32(r.high - r.zero_point)
-        rounded = T.Cast("int32", tirx.nearbyint(clamp(scaled, low, high)))
-        return T.Cast("uint8", rounded + T.int32(r.zero_point))
 
     def oracle(self, a: Array, b: Array) -> Array:
         """By the reference's rounding."""
@@ -83,9 +94,12 @@ class Multiply:
     rounding: Rounding
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """All uint8."""
-        views = {"a": self.a, "b": self.b, "y": self.y}
-        return tuple(Parameter(name, "uint8", view.size) for name, view in views.items())
+        """a and b uint8, y codes."""
+        return (
+            Parameter("a", "uint8", self.a.size),
+            Parameter("b", "uint8", self.b.size),
+            Parameter("y", self.rounding.dtype, self.y.size),
+        )
 
     def emit(self, on: Binding, a: Buffer, b: Buffer, y: Buffer) -> None:
         """The product fits in 17 bits."""
@@ -116,13 +130,14 @@ class Lookup:
     x: View
     channel: View
     y: View
+    dtype: str = "uint8"
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """table uint8 [rows * 256], x, y uint8."""
+        """table of `dtype` [rows * 256], x uint8, y of `dtype`."""
         return (
-            Parameter("table", "uint8", self.channel.size + 255),
+            Parameter("table", self.dtype, self.channel.size + 255),
             Parameter("x", "uint8", self.x.size),
-            Parameter("y", "uint8", self.y.size),
+            Parameter("y", self.dtype, self.y.size),
         )
 
     def emit(self, on: Binding, table: Buffer, x: Buffer, y: Buffer) -> None:

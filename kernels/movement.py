@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ptq.kernels.binding import Binding
-from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
+from ptq.kernels.kernel import Array, Buffer, Expr, Parameter, strides_of
 from ptq.kernels.loops import elementwise
+from ptq.kernels.requantize import clamp
 from ptq.kernels.view import View
 
 
@@ -19,10 +21,11 @@ class Copy:
 
     x: View
     y: View
+    dtype: str = "uint8"
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """x and y uint8."""
-        return Parameter("x", "uint8", self.x.size), Parameter("y", "uint8", self.y.size)
+        """x and y of `dtype`."""
+        return Parameter("x", self.dtype, self.x.size), Parameter("y", self.dtype, self.y.size)
 
     def emit(self, on: Binding, x: Buffer, y: Buffer) -> None:
         """Contiguous stretches become one loop."""
@@ -43,18 +46,20 @@ class Fill:
 
     y: View
     value: int
+    dtype: str = "uint8"
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """y uint8."""
-        return (Parameter("y", "uint8", self.y.size),)
+        """y of `dtype`."""
+        return (Parameter("y", self.dtype, self.y.size),)
 
     def emit(self, on: Binding, y: Buffer) -> None:
         """One loop."""
-        elementwise(on, [self.y], lambda at: T.buffer_store(y, T.uint8(self.value), [at]))
+        value = tirx.const(self.value, self.dtype)
+        elementwise(on, [self.y], lambda at: T.buffer_store(y, value, [at]))
 
     def oracle(self) -> Array:
         """A constant array."""
-        return np.full(self.y.shape, self.value, np.uint8)
+        return np.full(self.y.shape, self.value, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,14 @@ class Take:
 
     size: int
     y: View
+    dtype: str = "uint8"
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """index int32, x and y uint8."""
+        """index int32, x and y of `dtype`."""
         return (
             Parameter("index", "int32", self.y.shape[0]),
-            Parameter("x", "uint8", self.size),
-            Parameter("y", "uint8", self.y.size),
+            Parameter("x", self.dtype, self.size),
+            Parameter("y", self.dtype, self.y.size),
         )
 
     def emit(self, on: Binding, index: Buffer, x: Buffer, y: Buffer) -> None:
@@ -87,4 +93,47 @@ class Take:
 
     def oracle(self, index: Array, x: Array) -> Array:
         """By numpy's indexing; places that stay are zero."""
-        return np.asarray(np.where(index >= 0, x[np.maximum(index, 0)], 0), np.uint8)
+        return np.asarray(np.where(index >= 0, x[np.maximum(index, 0)], 0), self.dtype)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """y[i] = x[index[i]]: rows of `width` codes of a matrix; a negative index counts from its end.
+
+    index: where the indices are. An index that has no row reads the first or last one.
+    """
+
+    index: View
+    rows: int
+    width: int
+    index_dtype: str
+    dtype: str = "uint8"
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """index of `index_dtype`, x and y of `dtype`."""
+        count = int(np.prod(self.index.shape, dtype=np.int64))
+        return (
+            Parameter("index", self.index_dtype, self.index.size),
+            Parameter("x", self.dtype, self.rows * self.width),
+            Parameter("y", self.dtype, count * self.width),
+        )
+
+    def emit(self, on: Binding, index: Buffer, x: Buffer, y: Buffer) -> None:
+        """One copy a row."""
+        dense = strides_of(self.index.shape)
+        with on.nest(self.index.shape, self.width) as i:
+            chosen = on.local(self.index_dtype)
+            T.buffer_store(chosen, index[self.index.at(i)], [0])
+            rows, zero = (tirx.const(n, self.index_dtype) for n in (self.rows, 0))
+            with T.If(chosen[0] < zero), T.Then():
+                T.buffer_store(chosen, chosen[0] + rows, [0])
+            row = T.Cast("int32", clamp(chosen[0], zero, rows - tirx.const(1, self.index_dtype)))
+            to = View(self.index.shape, dense).at(i)
+            with T.serial(0, self.width) as column:
+                T.buffer_store(y, x[row * self.width + column], [to * self.width + column])
+
+    def oracle(self, index: Array, x: Array) -> Array:
+        """By numpy's indexing."""
+        chosen = self.index.read(index).astype(np.int64)
+        chosen = np.clip(np.where(chosen < 0, chosen + self.rows, chosen), 0, self.rows - 1)
+        return np.asarray(x.reshape(self.rows, self.width)[chosen])

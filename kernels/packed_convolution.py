@@ -94,7 +94,7 @@ class PackedConvolution:
         return self.tile.vectors * self.how.lanes
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """weight int8 or Decode's first two; bias int32 [channels], scales; x, y uint8."""
+        """weight int8 or Decode's first two; bias int32 [channels], scales; x uint8, y codes."""
         channels = self.blocks * self.block
         last = (self.samples - 1) * self.sample_bytes + (self.groups - 1) * self.group_bytes
         last += (self.out_rows - 1) * self.row_bytes + (self.out_width - 1) * self.pixel_bytes
@@ -105,7 +105,7 @@ class PackedConvolution:
             Parameter("bias", "int32", channels),
             *self.rounding.scales(channels),
             Parameter("x", "uint8", reach),
-            Parameter("y", "uint8", pixels * self.groups * self.out),
+            Parameter("y", self.rounding.dtype, pixels * self.groups * self.out),
         )
 
     def _sorted(self, arrays: Sequence[Any]) -> tuple[Sequence[Any], Any, Sequence[Any], Any, Any]:
@@ -232,7 +232,7 @@ class PackedConvolution:
 
     def _store_some(self, on: Binding, y: Buffer, codes: Expr, start: Expr, channel: Expr) -> None:
         lanes = self.how.lanes
-        some = on.local("uint8", lanes)
+        some = on.local(self.rounding.dtype, lanes)
         T.buffer_store(some, codes, [tirx.Ramp(0, 1, lanes)])
         with T.serial(0, lanes) as lane, T.If(channel + lane < self.out), T.Then():
             T.buffer_store(y, some[lane], [start + lane])
@@ -244,7 +244,7 @@ class PackedConvolution:
         rows = self._unpack(weight).astype(np.int64).reshape(self.groups, -1, *self._row_shape)
         biases, *factors = (part.reshape(self.groups, -1) for part in (bias, *scales))
         shape = (self.samples, self.out_rows, self.out_width, self.groups, self.out)
-        out = np.zeros(shape, np.uint8)
+        out = np.zeros(shape, self.rounding.dtype)
         for sample, row, column, group in np.ndindex(shape[:4]):
             corner = sample * self.sample_bytes + row * self.row_bytes
             corner += column * self.pixel_bytes + group * self.group_bytes

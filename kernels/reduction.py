@@ -1,4 +1,4 @@
-"""Mean, integer softmax and maximum pooling, over any strides."""
+"""Mean and maximum pooling, over any strides."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ptq.kernels.requantize import Rounding
 from ptq.kernels.view import View
 
 
-def _both(outer: View, inner: View, i: Sequence[Expr], j: Sequence[Expr]) -> Expr:
+def both(outer: View, inner: View, i: Sequence[Expr], j: Sequence[Expr]) -> Expr:
+    """The flat index by two views of one tensor, over different axes."""
     return outer.at(i) + inner.at(j)
 
 
@@ -47,7 +48,7 @@ class Mean:
         with on.nest(self.y.shape, self.count) as i:
             total = variable(on, "int32", 0)
             with serial(self.summed.shape) as j:
-                code = x[_both(self.kept, self.summed, i, j)]
+                code = x[both(self.kept, self.summed, i, j)]
                 T.buffer_store(total, total[0] + T.Cast("int32", code), [0])
             centred = total[0] - T.int32(self.count * self.zero_point)
             T.buffer_store(y, self.rounding.integer(centred), [self.y.at(i)])
@@ -62,62 +63,6 @@ class Mean:
         axes = tuple(range(len(self.kept.shape), every.ndim))
         total = every.astype(np.int64).sum(axis=axes) - self.count * self.zero_point
         return self.rounding.oracle(total, 0, 0)
-
-
-@dataclass(frozen=True)
-class Softmax:
-    """y = min(high, RNE(e numerator / s)), e = exp_table[max - x], s = sum e.
-
-    rows: x and y over all axes but one. along: x and y over that one.
-    """
-
-    rows: tuple[View, View]
-    along: tuple[View, View]
-    numerator: int
-    high: int
-
-    def parameters(self) -> tuple[Parameter, ...]:
-        """exp_table int32 [256]; x and y uint8."""
-        x, y = (r.size + a.size - 1 for r, a in zip(self.rows, self.along, strict=True))
-        return (
-            Parameter("exp_table", "int32", 256),
-            Parameter("x", "uint8", x),
-            Parameter("y", "uint8", y),
-        )
-
-    def emit(self, on: Binding, exp_table: Buffer, x: Buffer, y: Buffer) -> None:
-        """Three passes over a row: maximum, sum, quotient."""
-        (rows, to_rows), (along, to_along) = self.rows, self.along
-        length = along.shape[0]
-        with on.nest(rows.shape, length) as i:
-            top, total = variable(on, "int32", 0), variable(on, "int32", 0)
-
-            def code(j: Expr) -> Expr:
-                return T.Cast("int32", x[_both(rows, along, i, [j])])
-
-            with T.serial(0, length) as j:
-                T.buffer_store(top, T.max(top[0], code(j)), [0])
-            with T.serial(0, length) as j:
-                T.buffer_store(total, total[0] + exp_table[top[0] - code(j)], [0])
-            with T.serial(0, length) as j:
-                twice = exp_table[top[0] - code(j)] * T.int32(2 * self.numerator)
-                above, double = twice + total[0], total[0] * T.int32(2)
-                share = tirx.truncdiv(above, double)
-                tie = T.Cast("int32", above == share * double)
-                even = share - tie * (share & T.int32(1))
-                limited = T.Cast("uint8", T.min(even, T.int32(self.high)))
-                T.buffer_store(y, limited, [_both(to_rows, to_along, i, [j])])
-
-    def oracle(self, exp_table: Array, x: Array) -> Array:
-        """Rows first, the axis last."""
-        rows, along = self.rows[0], self.along[0]
-        shape, strides = (*rows.shape, *along.shape), (*rows.strides, *along.strides)
-        codes = View(shape, strides, rows.offset).read(x).astype(np.int64)
-        e = exp_table.astype(np.int64)[codes.max(axis=-1, keepdims=True) - codes]
-        total = e.sum(axis=-1, keepdims=True)
-        share, rest = np.divmod(2 * e * self.numerator + total, 2 * total)
-        share -= (rest == 0) & (share % 2 == 1)
-        return np.asarray(np.minimum(share, self.high), np.uint8)
 
 
 @dataclass(frozen=True)

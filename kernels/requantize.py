@@ -4,8 +4,9 @@ Exactly, on int64:
 
     RNE(v / 2^S) = floor((v + 2^(S-1) - 1 + (floor(v / 2^S) & 1)) / 2^S)    for S >= 1
 
-Or in float32, where that is proved to be the same function (`ptq.integer.arithmetic`): the product
-is exact below 2^24, and whatever is larger saturates in both.
+Or in floats, where that is proved to be the same function (`ptq.integer.arithmetic`): the product
+is exact below 2^24 in float32, for codes of 16 bits below 2^53 in float64, and whatever is larger
+saturates in both.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from ptq.grid import container
 from ptq.integer.arithmetic import Requantizer, exact_shift
 from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
 from ptq.kernels.vectors import of_lanes, spread
@@ -27,7 +29,7 @@ class Rounding:
     """The constant half of a requantiser.
 
     ratio: (M, S) of all channels, S >= 1, or None if each channel has its own.
-    floats: vectors are rounded by a float32 product; only if `floats_are_exact`.
+    floats: vectors are rounded by a float product; only if `floats_are_exact`.
     """
 
     zero_point: int
@@ -35,6 +37,16 @@ class Rounding:
     high: int
     ratio: tuple[int, int] | None = None
     floats: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """Of the codes."""
+        return str(np.dtype(container(self.high)))
+
+    @property
+    def float_dtype(self) -> str:
+        """In which products and sums are exact where it matters."""
+        return "float32" if self.dtype == "uint8" else "float64"
 
     @staticmethod
     def of(requantizer: Requantizer) -> Rounding:
@@ -52,15 +64,16 @@ class Rounding:
         return Parameter("multiplier", "int32", channels), Parameter("shift", "int32", channels)
 
     def vector(self, acc: Expr, scales: Sequence[Buffer], channels: Expr, lanes: int) -> Expr:
-        """uint8 vector from an int32 one. channels: which ones its lanes are."""
+        """Codes from a vector of int32. channels: which ones its lanes are."""
         if self.floats:
-            return self._floating(acc, scales[0][channels], lanes)
+            kind = of_lanes(self.float_dtype, lanes)
+            return self.real(T.Cast(kind, acc) * T.Cast(kind, scales[0][channels]), lanes)
         return self.integer(acc, scales[0][channels], scales[1][channels], lanes)
 
     def integer(
         self, acc: Expr, multiplier: Expr = None, shift: Expr = None, lanes: int = 1
     ) -> Expr:
-        """uint8 from an int32 or int64 accumulator; M and S int32, needed if per channel."""
+        """Codes of an int32 or int64 accumulator; M and S int32, needed if per channel."""
         kind = of_lanes("int64", lanes)
 
         def number(value: int) -> Expr:
@@ -72,21 +85,22 @@ class Rounding:
         odd = T.bitwise_and(T.shift_right(wide, shift), number(1))
         below_half = T.shift_left(number(1), shift - number(1)) - number(1)
         moved = T.shift_right(wide + below_half + odd, shift) + number(self.zero_point)
-        return T.Cast(of_lanes("uint8", lanes), clamp(moved, number(self.low), number(self.high)))
+        codes = clamp(moved, number(self.low), number(self.high))
+        return T.Cast(of_lanes(self.dtype, lanes), codes)
 
-    def _floating(self, acc: Expr, ratio: Expr, lanes: int) -> Expr:
-        """Clamping comes before rounding.
+    def real(self, scaled: Expr, lanes: int = 1, dtype: str | None = None) -> Expr:
+        """Codes of acc M / 2^S, exact in `float_dtype` or `dtype`. Clamping comes before rounding.
 
         Both limits are integers, so the result is the same, and the conversion to integers cannot
         overflow.
         """
-        scaled = T.Cast(of_lanes("float32", lanes), acc) * ratio
+        kind = dtype or self.float_dtype
         low, high = (
-            spread(T.float32(end - self.zero_point), lanes) for end in (self.low, self.high)
+            spread(tirx.const(end - self.zero_point, kind), lanes) for end in (self.low, self.high)
         )
         rounded = T.Cast(of_lanes("int32", lanes), tirx.nearbyint(clamp(scaled, low, high)))
         moved = rounded + spread(T.int32(self.zero_point), lanes)
-        return T.Cast(of_lanes("uint8", lanes), moved)
+        return T.Cast(of_lanes(self.dtype, lanes), moved)
 
     def oracle(self, acc: Array, multiplier: Array | int, shift: Array | int) -> Array:
         """The same by the reference's arithmetic; M and S broadcast against acc."""
@@ -102,8 +116,8 @@ class Rounding:
         """What `vector` gives; scales broadcast against acc."""
         if not self.floats:
             return self.oracle(acc, *scales)
-        rounded = np.rint(acc.astype(np.float32) * scales[0]) + self.zero_point
-        return np.asarray(np.clip(rounded, self.low, self.high), np.uint8)
+        rounded = np.rint(acc.astype(self.float_dtype) * scales[0]) + self.zero_point
+        return np.asarray(np.clip(rounded, self.low, self.high), self.dtype)
 
 
 def clamp(x: Expr, low: Expr, high: Expr) -> Expr:
@@ -122,7 +136,7 @@ def channel_ratios(requantizer: Requantizer, channels: int) -> tuple[Array, Arra
 
 
 def floats_are_exact(requantizer: Requantizer) -> bool:
-    """True if float32 requantisation is provably the integer one for every accumulator."""
+    """True if requantisation in `Rounding.float_dtype` is provably that in integers."""
     r = requantizer
     limit = exact_shift(r.zero_point, r.low, r.high)
     return bool((r.shift <= limit).all() and (r.multiplier < 2**24).all())

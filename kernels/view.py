@@ -72,3 +72,25 @@ def collapse(views: Sequence[View]) -> tuple[tuple[int, ...], tuple[View, ...]]:
     return loops, tuple(
         View(loops, tuple(kept), view.offset) for kept, view in zip(strides, views, strict=True)
     )
+
+
+def addresses(view: View) -> npt.NDArray[np.int64]:
+    """Where each element is, in row-major order of the elements."""
+    grids = np.indices(view.shape).reshape(len(view.shape), -1)
+    strides = np.asarray(view.strides, np.int64).reshape(1, -1)
+    return np.asarray(view.offset + (strides @ grids)[0], np.int64)
+
+
+def strided(places: npt.NDArray[np.int64]) -> View | None:
+    """places as offset + sum index * stride, or None."""
+    if not places.ndim or (places < 0).any():
+        return None if places.ndim else View((), (), int(places))
+    origin = int(places[(0,) * places.ndim])
+    strides = []
+    for axis, size in enumerate(places.shape):
+        second = [0] * places.ndim
+        second[axis] = 1
+        strides.append(int(places[tuple(second)]) - origin if size > 1 else 0)
+    view = View(places.shape, tuple(strides), origin)
+    told = addresses(view).reshape(places.shape)
+    return view if min(strides, default=0) >= 0 and (told == places).all() else None

@@ -76,7 +76,7 @@ def check_target(target: str, recipe: Recipe) -> Recipe:
     Description.parse(target).require_tools()
     if recipe.io != "float":
         raise RecipeError(f"--io {recipe.io}: a TVM module takes and gives float32; leave it out")
-    return recipe.replace(strict=True, residual_bits=8)  # no kernel takes 16-bit codes yet
+    return recipe.replace(strict=True)
 
 
 def save_compiled(
@@ -104,7 +104,9 @@ def save_compiled(
 def _library(compiled: Compiled, options: CompileOptions) -> Library:
     return Library(
         compiled.export,
-        CompiledRecord(compiled.target, options.batch, options.weights, options.tune),
+        CompiledRecord(
+            compiled.target, options.batch, options.weights, options.tune, dict(options.sizes)
+        ),
     )
 
 

@@ -47,7 +47,9 @@ def redo(
         artifact.save(result, out, force=force, source=model)
     else:
         made = known.compiled
-        how = CompileOptions(made.target, made.batch, weights=made.weights, tune=made.tune)
+        how = CompileOptions(
+            made.target, made.batch, weights=made.weights, tune=made.tune, sizes=made.sizes
+        )
         save_compiled(result, out, how, force=force, source=model)
     return differing(artifact.load_manifest(out), known)
 

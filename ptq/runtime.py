@@ -23,10 +23,10 @@ import numpy.typing as npt
 from ptq.cpus import usable_cpus
 from ptq.errors import CalibrationError, InvalidModelError, MissingDependencyError, PtqError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ALIGNMENT = 64
-NO_DEVICE = 1
-"""What the C function returns where the GPU that it needs is not there."""
+FAILURES: dict[int, type[PtqError]] = {1: MissingDependencyError, 3: CalibrationError}
+"""What the C function returns where there is no GPU, and where an input names a row too many."""
 INCLUDE = Path(__file__).parent / "targets" / "tvm" / "native"
 """Where ptq_module.h is, for C and C++."""
 
@@ -35,10 +35,15 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output, float32. shape: of one call."""
+    """An input or output. shape: of one call.
+
+    rows: how many rows its values choose from, -rows .. rows - 1; 0 if they do not.
+    """
 
     name: str
     shape: tuple[int, ...]
+    dtype: str = "float32"
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class KernelCall:
 class Module:
     """A loaded module; calls from several threads wait for one another.
 
-    weights: how they are stored, as `ptq compile --weights` says.
+    weights: how they are stored, as `ptq compile --weights` says. sizes: of named axes.
     samples: how many one call takes, or a multiple of them if `dynamic_batch`.
     calls: the kernels in order. threads: how many work at most.
     arena: scratch memory, uint8, one after another for each thread; empty for a GPU.
@@ -63,6 +68,7 @@ class Module:
     path: Path
     target: str
     weights: str
+    sizes: Mapping[str, int]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     samples: int
@@ -89,10 +95,11 @@ class Module:
         return found[0] if len(found) == 1 else found
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name from inputs by name, float32.
+        """Outputs by name, float32, from inputs by name.
 
         Raises:
-            CalibrationError: an input is missing or has another shape.
+            CalibrationError: an input is missing, has another shape or type, or chooses a row that
+                does not exist.
             MissingDependencyError: the module is for a GPU, and there is none.
         """
         return self._run(feeds, None)
@@ -109,7 +116,7 @@ class Module:
 
     def _run(self, feeds: Mapping[str, Array], nanoseconds: Array | None) -> dict[str, Array]:
         repeats = self._repeats(feeds)
-        given = [np.ascontiguousarray(feeds[port.name], np.float32) for port in self.inputs]
+        given = [self._array(port, feeds[port.name]) for port in self.inputs]
         made = [
             np.empty((repeats * port.shape[0], *port.shape[1:]) if port.shape else (), np.float32)
             for port in self.outputs
@@ -128,8 +135,16 @@ class Module:
         """What the last run, in this thread, did not succeed for."""
         self.library.ptq_error.restype = ctypes.c_char_p
         reason = self.library.ptq_error().decode(errors="replace")
-        kind = MissingDependencyError if status == NO_DEVICE else PtqError
-        return kind(f"{self.path}: compiled for {self.target}: {reason}")
+        return FAILURES.get(status, PtqError)(f"{self.path}: compiled for {self.target}: {reason}")
+
+    def _array(self, port: Port, given: Any) -> Array:
+        """An input as the library reads it: any number as a float, integers as integers."""
+        array = np.asarray(given)
+        if port.dtype != "float32" and array.dtype.kind not in "iub":
+            raise CalibrationError(
+                f"{self.path}: input {port.name} is {array.dtype}; wanted {port.dtype}"
+            )
+        return np.ascontiguousarray(array, port.dtype)
 
     def _repeats(self, feeds: Mapping[str, Array]) -> int:
         """How often the network is run over the batch."""
@@ -171,6 +186,7 @@ def load(path: str | Path, *, threads: int | None = 1) -> Module:
         path,
         described["target"],
         described["weights"],
+        described["sizes"],
         _ports(described["inputs"]),
         _ports(described["outputs"]),
         described["samples"],
@@ -212,7 +228,7 @@ def _as_numpy(x: Any) -> Array:
 
 
 def _ports(records: Sequence[Mapping[str, Any]]) -> tuple[Port, ...]:
-    return tuple(Port(record["name"], tuple(record["shape"])) for record in records)
+    return tuple(Port(**{**record, "shape": tuple(record["shape"])}) for record in records)
 
 
 def _pointers(arrays: Sequence[Array]) -> ctypes.Array[ctypes.c_void_p]:

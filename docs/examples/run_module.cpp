@@ -46,7 +46,7 @@ int main(int count, char **words)
     auto arena_bytes = threads * PTQ_FIND(module, ptq_arena_bytes)();
     std::unique_ptr<void, decltype(&std::free)> arena(std::aligned_alloc(64, arena_bytes), std::free);
 
-    const float *inputs[] = {x.data()};
+    const void *inputs[] = {x.data()};
     float *outputs[] = {y.data()};
     PTQ_FIND(module, ptq_run)(calls, inputs, outputs, arena.get(), threads, nullptr);
     std::ofstream(words[3], std::ios::binary)

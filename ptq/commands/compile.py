@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from ptq.errors import UsageError
 from ptq.report.commands import emit, options_as
 from ptq.report.options import COMMON, FILE, Common
 
@@ -17,6 +19,7 @@ class _Compile(Common):
     output: Path | None
     target: str
     batch: int | None
+    size: tuple[str, ...]
     weights: str
     tune: int
     force: bool
@@ -37,6 +40,12 @@ class _Compile(Common):
     ),
     click.option(
         "--batch", type=click.IntRange(min=1), help="Samples a call.  [default: any number]"
+    ),
+    click.option(
+        "--size",
+        multiple=True,
+        metavar="AXIS=N",
+        help="Size of a named axis behind the first, such as length=128; may be repeated.",
     ),
     click.option(
         "--weights",
@@ -68,9 +77,25 @@ def compile(options: _Compile) -> None:
     with progress(quiet=options.quiet) as show:
         show("compile", 0, None)
         how = CompileOptions(
-            options.target, options.batch, weights=options.weights, tune=options.tune
-        )
+            options.target, options.batch, weights=options.weights, tune=options.tune,
+            sizes=sizes_of(options.size),
+        )  # fmt: skip
         found = compile_file(options.model, out, how, force=options.force)
     emit(options, {"command": "compile", "output": str(out)}, found, print_compilation)
     if not (options.as_json or options.quiet):
         click.echo(f"wrote {out}")
+
+
+def sizes_of(pairs: Sequence[str]) -> dict[str, int]:
+    """--size AXIS=N, as a table.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    found = {}
+    for pair in pairs:
+        name, _, size = pair.partition("=")
+        if not name or not size.isdigit() or int(size) < 1:
+            raise UsageError(f"--size {pair}: wanted AXIS=N, such as length=128")
+        found[name] = int(size)
+    return found

@@ -105,8 +105,14 @@ def _timed(module: Module) -> tuple[KernelTime, ...]:
 def _times(module: Module) -> np.ndarray:
     """Nanoseconds of every call, the median of some runs after one that warms up."""
     rng = np.random.default_rng(0)
-    feeds = {p.name: rng.normal(size=p.shape).astype(np.float32) for p in module.inputs}
+    feeds = {port.name: _invented(port, rng) for port in module.inputs}
     return np.median([module.profile(feeds) for _ in range(RUNS + 1)][1:], axis=0)
+
+
+def _invented(port: Port, rng: np.random.Generator) -> np.ndarray:
+    if port.dtype == "float32":
+        return rng.normal(size=port.shape).astype(np.float32)
+    return rng.integers(0, port.rows, port.shape) if port.rows else np.ones(port.shape, np.int64)
 
 
 def print_module(found: ModuleInspection, console: Console) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 
 import ptq
@@ -41,13 +41,14 @@ class DataRecord:
 class CompiledRecord:
     """How TVM made the library. target: with its CPU. batch: samples a call, None is any number.
 
-    weights, tune: as `ptq compile` takes them.
+    weights, tune, sizes: as `ptq compile` takes them.
     """
 
     target: str
     batch: int | None
     weights: str = "auto"
     tune: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,16 @@ import hashlib
 from collections import defaultdict
 from dataclasses import replace
 
-from ptq.integer.program import Boundary, Program
-from ptq.kernels.view import View
+from ptq.integer.program import Program
 from ptq.targets.tvm.description import Description
 from ptq.targets.tvm.device_code import device_code
-from ptq.targets.tvm.driver import Port
 from ptq.targets.tvm.features import features_of
 from ptq.targets.tvm.host_code import host_code
 from ptq.targets.tvm.linking import Code
 from ptq.targets.tvm.lowering import Lowering
 from ptq.targets.tvm.memory_plan import MemoryPlan
-from ptq.targets.tvm.module import Compiled, CompileOptions, describe
+from ptq.targets.tvm.module import CodeView, Compiled, CompileOptions, describe
+from ptq.targets.tvm.ports import Port, input_ports, output_ports
 from ptq.targets.tvm.steps import RULES
 from ptq.targets.tvm.trace import Trace
 from ptq.targets.tvm.tune import Tuner, cache_file
@@ -30,7 +29,7 @@ def build(
     tuner = Tuner(options.tune, target, description.text, cache_file()) if options.tune else None
     lowering = Lowering(program, traced, features_of(target), options.weights, tuner)
     lowering.run(RULES)
-    inputs, outputs = (_ports(group, traced) for group in (program.inputs, program.outputs))
+    inputs, outputs = input_ports(program, traced), output_ports(program, traced)
     code, memory = _code(lowering, inputs, outputs, description, options.reuse)
     calls = [(call.step, type(call.kernel).__name__) for call in lowering.calls]
     named = replace(options, target=description.text)
@@ -42,7 +41,7 @@ def build(
         description.text,
         bytes(lowering.blob),
         describe(
-            program,
+            (inputs, outputs),
             named,
             traced,
             memory.size,
@@ -71,14 +70,15 @@ def _identity(lowering: Lowering) -> str:
     return hashlib.sha256(lowering.blob + calls).hexdigest()
 
 
-def _ports(boundaries: tuple[Boundary, ...], traced: Trace) -> list[Port]:
-    return [Port(boundary.name, traced.codes[boundary.name]) for boundary in boundaries]
-
-
-def _code_views(lowering: Lowering, memory: MemoryPlan) -> dict[str, tuple[int, View]]:
+def _code_views(lowering: Lowering, memory: MemoryPlan) -> dict[str, CodeView]:
     """Where the codes of every value are, for those that the arena holds."""
     return {
-        name: (memory.offsets[name], lowering.view(name))
+        name: CodeView(
+            memory.offsets[name],
+            lowering.dtype(name),
+            lowering.view(name),
+            name in lowering.trace.shared,
+        )
         for name in lowering.trace.codes
         if name in memory.offsets
     }

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from ptq.targets.tvm.cuda_text import cuda_text
 from ptq.targets.tvm.description import Description
-from ptq.targets.tvm.driver import Port, kernel_names, lifetimes
+from ptq.targets.tvm.driver import kernel_names, lifetimes
 from ptq.targets.tvm.linking import LINK_FLAGS, Contents, native_objects, run
 from ptq.targets.tvm.lowering import Feed, Lowering, Operand, Result, Stored, Tensor
 from ptq.targets.tvm.memory_plan import MemoryPlan, plan_memory
 from ptq.targets.tvm.nvcc import compile_cuda
+from ptq.targets.tvm.ports import Port
 
 SOURCES = ("contents.c", "cuda_driver.c", "cuda_module.c")
 ALIGNMENT = 256
-FLOAT_BYTES = 4
 LAUNCH = """typedef struct {
     int32_t kernel;
     uint32_t blocks, threads;
@@ -152,7 +152,7 @@ def _allocate(
     for kind, group in ((Feed, inputs), (Result, outputs)):
         for port in group:
             ports[kind(port.name)] = end
-            end += _rounded(port.size * FLOAT_BYTES)
+            end += _rounded(port.size_bytes)
     return Allocation(len(lowering.blob), arena, ports, memory, end)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import tirx
 from tvm.ir import GlobalVar, IRModule
@@ -17,6 +15,7 @@ from ptq.kernels.functions import prim_func
 from ptq.kernels.kernel import Kernel, title
 from ptq.targets.tvm.lowering import Call, Feed, Lowering, Operand, Result, Stored, Tensor
 from ptq.targets.tvm.memory_plan import Lifetime, MemoryPlan, plan_memory
+from ptq.targets.tvm.ports import Port
 
 ENTRY = "ptq_entry"
 UNUSED = "ptq_unused"
@@ -25,19 +24,6 @@ WEIGHTS = "ptq_weights"
 MARK = "ptq_mark"
 PLAIN_C = 1
 """TVM's calling convention of functions with packed arguments: it leaves their arguments alone."""
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output of the module, float32; shape of one call."""
-
-    name: str
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Elements of one call."""
-        return int(np.prod(self.shape, dtype=np.int64))
 
 
 def lifetimes(calls: Sequence[Call], sizes: Mapping[str, int]) -> dict[str, Lifetime]:
@@ -89,14 +75,14 @@ def _entry(
     outputs: Sequence[Port],
     memory: MemoryPlan,
 ) -> Any:
-    """ptq_entry(inputs... float*, outputs... float*, arena uint8*): a plain C function."""
+    """ptq_entry(inputs..., outputs... float*, arena uint8*): a plain C function."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         _plain_c(ENTRY)
         ports: dict[Operand, Any] = {}
         for kind, group in ((Feed, inputs), (Result, outputs)):
             for number, port in enumerate(group):
                 name = f"{kind.__name__.lower()}{number}"
-                ports[kind(port.name)] = T.arg(name, T.handle("float32"))
+                ports[kind(port.name)] = T.arg(name, T.handle(port.dtype))
         arena = T.arg("arena", T.handle("uint8"))
         weights = T.Bind(T.call_extern("handle", WEIGHTS))
         for number, call in enumerate(lowering.calls):

@@ -10,10 +10,11 @@ from typing import Any
 import tvm
 from tvm.support import cc
 
-from ptq.targets.tvm.driver import Port, link_calls
+from ptq.targets.tvm.driver import link_calls
 from ptq.targets.tvm.linking import LINK_FLAGS, Contents, native_objects
 from ptq.targets.tvm.lowering import Lowering
 from ptq.targets.tvm.memory_plan import MemoryPlan
+from ptq.targets.tvm.ports import Port
 
 SOURCES = ("contents.c", "module.c", "parallel.c")
 """What is linked into every module, so that it needs no library but libc."""

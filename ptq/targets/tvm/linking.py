@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
-import numpy as np
 
 from ptq.errors import MissingDependencyError, PtqError
 from ptq.targets.tvm.description import Description
+from ptq.targets.tvm.ports import Port, ports_header
 
 NATIVE = Path(__file__).parent / "native"
 FLAGS = ("-O2", "-fPIC", "-pthread")
@@ -71,7 +71,7 @@ def native_objects(
     weights, text, ports = (folder / name for name in ("weights.bin", "described.json", "ports.h"))
     weights.write_bytes(contents.weights or b"\0")
     text.write_bytes(msgspec.json.encode(contents.entry))
-    ports.write_text(ports_header(contents.entry) + header)
+    ports.write_text(_header(contents.entry) + header)
     paths = {"PTQ_WEIGHTS": weights, "PTQ_DESCRIPTION": text, **(macros or {})}
     files = [f'-D{name}="{path}"' for name, path in paths.items()]
     common = [compiler, "-std=c11", "-fvisibility=hidden", *FLAGS, *files, "-include", str(ports)]
@@ -93,23 +93,6 @@ def run(command: Sequence[str], purpose: str, cwd: Path | None = None) -> None:
         raise PtqError(f"{command[0]} could not {purpose}: {done.stderr.strip()[:400]}")
 
 
-def ports_header(entry: Mapping[str, Any]) -> str:
-    """What module.c has to know of one network: its arrays, their elements, and its arena."""
-    lines = [
-        "#include <stdint.h>",
-        f"#define PTQ_ARENA_BYTES {entry['arena_bytes']}",
-        f"#define PTQ_CALLS {len(entry['calls'])}",
-    ]
-    arguments = []
-    for group in ("inputs", "outputs"):
-        sizes = [int(np.prod(port["shape"], dtype=np.int64)) for port in entry[group]]
-        lines.append(f"#define PTQ_{group.upper()} {len(sizes)}")
-        lines.append(
-            "__attribute__((unused)) static const int64_t "
-            f"{group[:-1]}_sizes[] = {{{', '.join(map(str, sizes))}}};"
-        )
-        arguments += [f"{group}[{number}]" for number in range(len(sizes))]
-    kinds = ["const float *"] * len(entry["inputs"]) + ["float *"] * len(entry["outputs"])
-    lines.append(f"int32_t ptq_entry({', '.join(kinds)}, void *arena);")
-    lines.append(f"#define PTQ_PORTS {', '.join(arguments)}")
-    return "\n".join(lines) + "\n"
+def _header(entry: Mapping[str, Any]) -> str:
+    inputs, outputs = ([Port(**port) for port in entry[end]] for end in ("inputs", "outputs"))
+    return ports_header(inputs, outputs, entry["arena_bytes"], len(entry["calls"]))

@@ -107,6 +107,10 @@ class Lowering:
         constant = self.program.constants[name]
         return constant if isinstance(constant, np.ndarray) else constant.numpy()
 
+    def dtype(self, name: str) -> str:
+        """Of the codes of `name`."""
+        return str(np.dtype(self.plan(name).dtype))
+
     def view(self, name: str) -> View:
         """Where the codes of `name` are in their tensor."""
         return view_of(self.trace.codes[name], name in self._last)
@@ -114,10 +118,10 @@ class Lowering:
     def codes(self, name: str) -> Operand:
         """The codes of `name` as an operand; constants go into the blob, in their layout."""
         if name in self.program.code_constants:
-            flat = np.zeros(self.view(name).size, np.uint8)
+            flat = np.zeros(self.view(name).size, self.dtype(name))
             self.view(name).read(flat)[...] = self.program.code_constants[name]
             return self.constant(flat)
-        self.sizes[name] = self.view(name).size
+        self.sizes[name] = self.view(name).size * np.dtype(self.dtype(name)).itemsize
         return Tensor(name)
 
     def scratch(self, name: str, size_bytes: int) -> Tensor:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from ptq.errors import UsageError
 from ptq.integer.program import Program
@@ -14,6 +17,7 @@ from ptq.kernels.view import View
 from ptq.runtime import FORMAT_VERSION
 from ptq.targets.tvm.description import Description
 from ptq.targets.tvm.linking import Code, Contents, c_compiler
+from ptq.targets.tvm.ports import Port
 from ptq.targets.tvm.support import require_support
 from ptq.targets.tvm.trace import Trace, trace
 
@@ -27,6 +31,7 @@ class CompileOptions:
     weights: 'int8', 'packed' (codes of 2 to 4 bits and a table a channel, where a channel has so
     few values), or 'auto': packed where that is faster, in large products of one row.
     tune: how many tiles to try for each shape, on this machine.
+    sizes: of symbolic axes behind the first, by their names.
     """
 
     target: str = "llvm:native"
@@ -34,14 +39,33 @@ class CompileOptions:
     reuse: bool = True
     weights: str = "auto"
     tune: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CodeView:
+    """Where codes are in the arena: bytes from its start, their type, the view from there.
+
+    shared: by all samples of a batch.
+    """
+
+    offset: int
+    dtype: str
+    view: View
+    shared: bool = False
+
+    def read(self, arena: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        """A copy of the codes."""
+        end = self.offset + self.view.size * np.dtype(self.dtype).itemsize
+        return np.array(self.view.read(arena[self.offset : end].view(self.dtype)))
 
 
 @dataclass(frozen=True)
 class Compiled:
     """A program compiled for one target, not yet linked.
 
-    kernels: step -> name of its kernels' classes, in order. code_views: value -> its offset in the
-    arena and its view from there. entry: description that the library holds.
+    kernels: step -> name of its kernels' classes, in order. code_views: value -> where its codes
+    are. entry: description that the library holds.
     plain: step -> why it has plain loops, which are slow.
     """
 
@@ -50,7 +74,7 @@ class Compiled:
     weights: bytes
     entry: Mapping[str, Any]
     kernels: Mapping[str, tuple[str, ...]]
-    code_views: Mapping[str, tuple[int, View]]
+    code_views: Mapping[str, CodeView]
     plain: Mapping[str, str]
 
     def export(self, path: Path) -> None:
@@ -84,29 +108,26 @@ def compile_program(program: Program, options: CompileOptions | None = None) -> 
         )
     from ptq.targets.tvm.build import build
 
-    return build(program, trace(program, options.batch), description, options)
+    return build(program, trace(program, options.batch, options.sizes), description, options)
 
 
 def describe(
-    program: Program, options: CompileOptions, traced: Trace, scratch_bytes: int,
-    calls: Sequence[tuple[str, str]], identity: str, *, on_device: bool,
+    ports: tuple[Sequence[Port], Sequence[Port]], options: CompileOptions, traced: Trace,
+    scratch_bytes: int, calls: Sequence[tuple[str, str]], identity: str, *, on_device: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """What a library says of itself. calls: step and kernel, in order; shapes are of one call.
+    """What a library says of itself. ports: in and out. calls: step and kernel, in order.
 
     identity: a hash of what it computes. on_device: its scratch memory is not the caller's, whose
     arena is for reading all tensors afterwards, where they are kept.
     """
-
-    def ports(boundaries: Any) -> list[dict[str, Any]]:
-        return [{"name": b.name, "shape": list(traced.codes[b.name])} for b in boundaries]
-
     return {
         "version": FORMAT_VERSION,
         "identity": identity,
         "target": options.target,
         "weights": options.weights,
-        "inputs": ports(program.inputs),
-        "outputs": ports(program.outputs),
+        "sizes": dict(options.sizes),
+        "inputs": [asdict(port) for port in ports[0]],
+        "outputs": [asdict(port) for port in ports[1]],
         "scratch_bytes": scratch_bytes,
         "arena_bytes": 0 if on_device and options.reuse else scratch_bytes,
         "samples": traced.samples,

@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from ptq.integer import movement
 from ptq.integer.program import Apply, Ref
-from ptq.kernels.movement import Copy, Fill, Take
+from ptq.kernels.movement import Copy, Fill, Rows, Take
 from ptq.kernels.reduction import MaxPool
-from ptq.kernels.view import View
+from ptq.kernels.view import View, addresses, strided
+from ptq.targets.tvm.feeds import source_of
 from ptq.targets.tvm.lowering import Lowering
 
 Index = npt.NDArray[np.int64]
@@ -29,8 +30,28 @@ def apply(state: Lowering, step: Apply) -> None:
     if step.op_type in POOLS:
         POOLS[step.op_type](state, step)
         return
+    if step.op_type == "Gather" and not _index_is_static(state, step):
+        _rows(state, step)
+        return
     for ref, index in zip(step.outputs, _moved(state, step), strict=True):
         _move(state, step, ref.name, index)
+
+
+def _index_is_static(state: Lowering, step: Apply) -> bool:
+    index = step.inputs[1]
+    return index is not None and index.name in state.trace.static
+
+
+def _rows(state: Lowering, step: Apply) -> None:
+    """Rows of a matrix by what an input says."""
+    index = step.inputs[1]
+    assert index is not None
+    table, output, chosen = _first(step).name, step.outputs[0].name, source_of(state, index)
+    rows, *width = state.shape(table)
+    kernel = Rows(
+        chosen.view, rows, int(np.prod(width, dtype=np.int64)), chosen.dtype, state.dtype(output)
+    )
+    state.call(step.name, kernel, chosen.operand, state.codes(table), state.codes(output))
 
 
 def _max_pool(state: Lowering, step: Apply) -> None:
@@ -107,40 +128,37 @@ def _move(state: Lowering, step: Apply, output: str, index: Index) -> None:
     constants = np.unique(index[index < 0])
     if len(constants):
         whole = View((state.view(output).size,), (1,))
-        state.call(step.name, Fill(whole, int(-1 - constants[0])), state.codes(output))
+        state.call(
+            step.name, Fill(whole, int(-1 - constants[0]), state.dtype(output)), state.codes(output)
+        )
     start = 0
     for name in _sources(step):
-        addresses = _addresses(state.view(name))
-        mine = (index >= start) & (index < start + len(addresses))
+        elements = addresses(state.view(name))
+        mine = (index >= start) & (index < start + len(elements))
         if mine.any():
-            places = np.where(mine, addresses[np.where(mine, index - start, 0)], -1)
+            places = np.where(mine, elements[np.where(mine, index - start, 0)], -1)
             _copy(state, step, name, output, places)
-        start += len(addresses)
-
-
-def _addresses(view: View) -> Index:
-    """Where each element is, in row-major order of the elements."""
-    grids = np.indices(view.shape).reshape(len(view.shape), -1)
-    strides = np.asarray(view.strides, np.int64).reshape(1, -1)
-    return np.asarray(view.offset + (strides @ grids)[0], np.int64)
+        start += len(elements)
 
 
 def _copy(state: Lowering, step: Apply, source: str, output: str, places: Index) -> None:
     """y = x[places] where places is not negative: by strides if they tell it, else by a table."""
-    y = state.view(output)
+    y, dtype = state.view(output), state.dtype(output)
     operands = state.codes(source), state.codes(output)
     box = _box(places >= 0)
     inner = places[box]
-    x = _strided(inner)
+    x = strided(inner)
     if x is not None:
         offset = y.offset + sum(
             part.start * stride for part, stride in zip(box, y.strides, strict=True)
         )
-        state.call(step.name, Copy(x, replace(y, shape=inner.shape, offset=offset)), *operands)
+        state.call(
+            step.name, Copy(x, replace(y, shape=inner.shape, offset=offset), dtype), *operands
+        )
         return
     flat = np.full(y.size, -1, np.int32)
     y.read(flat)[...] = places
-    kernel = Take(state.view(source).size, View((y.size,), (1,)))
+    kernel = Take(state.view(source).size, View((y.size,), (1,)), dtype)
     state.call(step.name, kernel, state.constant(flat), *operands)
 
 
@@ -152,18 +170,3 @@ def _box(mask: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
         found = np.flatnonzero(mask.any(axis=others))
         box.append(slice(int(found[0]), int(found[-1]) + 1))
     return tuple(box)
-
-
-def _strided(places: Index) -> View | None:
-    """places as offset + sum index * stride, or None."""
-    if not places.ndim or (places < 0).any():
-        return None if places.ndim else View((), (), int(places))
-    origin = int(places[(0,) * places.ndim])
-    strides = []
-    for axis, size in enumerate(places.shape):
-        second = [0] * places.ndim
-        second[axis] = 1
-        strides.append(int(places[tuple(second)]) - origin if size > 1 else 0)
-    view = View(places.shape, tuple(strides), origin)
-    told = _addresses(view).reshape(places.shape)
-    return view if min(strides, default=0) >= 0 and (told == places).all() else None

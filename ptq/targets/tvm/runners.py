@@ -17,9 +17,8 @@ import numpy.typing as npt
 
 from ptq import runtime
 from ptq.integer.program import Program
-from ptq.kernels.view import View
 from ptq.plan import ActivationPlan
-from ptq.targets.tvm.module import CompileOptions, compile_program
+from ptq.targets.tvm.module import CodeView, CompileOptions, compile_program
 
 Array = npt.NDArray[Any]
 
@@ -45,7 +44,7 @@ class Tapped:
     """The twin: code tensors by the names of their values."""
 
     module: runtime.Module
-    views: Mapping[str, tuple[int, View]]
+    views: Mapping[str, CodeView]
     grids: Mapping[str, ActivationPlan] = field(default_factory=dict)
 
     def feeds(self, batch: Mapping[str, Array]) -> dict[str, Array]:
@@ -59,8 +58,9 @@ class Tapped:
         parts: dict[str, list[Array]] = {name: [] for name in self.views}
         for start in range(0, total, step):
             self.module.run({name: x[start : start + step] for name, x in feeds.items()})
-            for name, (offset, view) in self.views.items():
-                parts[name].append(np.array(view.read(self.module.arena[offset:])))
+            for name, view in self.views.items():
+                if start == 0 or not view.shared:
+                    parts[name].append(view.read(self.module.arena))
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
@@ -71,12 +71,14 @@ def tapped_twin(program: Program, module: runtime.Module, threads: int = 1) -> T
         MissingDependencyError: TVM is not installed.
     """
     batch = None if module.dynamic_batch else module.samples
-    options = CompileOptions(module.target, batch, reuse=False, weights=module.weights)
+    options = CompileOptions(
+        module.target, batch, reuse=False, weights=module.weights, sizes=module.sizes
+    )
     compiled = compile_program(program, options)
     with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
         path = Path(folder) / "tapped.so"
         compiled.export(path)
         twin = runtime.load(path, threads=threads)
     # Views without an axis have no batch to join; nothing else lacks one.
-    views = {name: found for name, found in compiled.code_views.items() if found[1].shape}
+    views = {name: found for name, found in compiled.code_views.items() if found.view.shape}
     return Tapped(twin, views)

@@ -8,13 +8,17 @@ import numpy as np
 
 from ptq.integer import program as steps
 from ptq.integer.arithmetic import Requantizer
-from ptq.kernels import boundary, convolution, elementwise, normalization, reduction
+from ptq.kernels import boundary, convolution, dot, elementwise, normalization, reduction
 from ptq.kernels.requantize import Rounding, channel_ratios
+from ptq.kernels.softmax import Mask, Softmax
 from ptq.kernels.view import View
 from ptq.targets.tvm.fast import fast_convolution, fast_gemm
+from ptq.targets.tvm.feeds import source_of
 from ptq.targets.tvm.layout import view_of
 from ptq.targets.tvm.lowering import Feed, Lowering, Operand, Result, Rule
 from ptq.targets.tvm.moves import apply
+
+NORM_LANES = 8
 
 
 def quantize(state: Lowering, step: steps.Quantize) -> None:
@@ -31,8 +35,9 @@ def dequantize(state: Lowering, step: steps.Dequantize) -> None:
     """Codes -> float output, row-major; only outputs of the program are ever dequantised."""
     grid, shape = state.plan(step.value), state.shape(step.value)
     kernel = boundary.Dequantize(
-        state.view(step.value), view_of(shape, False), float(grid.scale), grid.zero_point
-    )
+        state.view(step.value), view_of(shape, False), float(grid.scale), grid.zero_point,
+        state.dtype(step.value),
+    )  # fmt: skip
     state.call(step.name, kernel, state.codes(step.value), Result(step.value))
 
 
@@ -46,6 +51,7 @@ def add(state: Lowering, step: steps.Add) -> None:
         step.multipliers,
         (state.plan(step.a).zero_point, state.plan(step.b).zero_point),
         Rounding.of(step.requantizer),
+        (state.dtype(step.a), state.dtype(step.b)),
     )
     operands = (state.codes(name) for name in (step.a, step.b, step.output))
     state.call(step.name, kernel, *operands)
@@ -72,8 +78,9 @@ def lookup(state: Lowering, step: steps.Lookup) -> None:
     if step.axis is not None:
         strides[step.axis] = 256
     kernel = elementwise.Lookup(
-        state.view(step.input), View(shape, tuple(strides)), state.view(step.output)
-    )
+        state.view(step.input), View(shape, tuple(strides)), state.view(step.output),
+        state.dtype(step.output),
+    )  # fmt: skip
     table = state.constant(step.table.reshape(-1))
     state.call(step.name, kernel, table, state.codes(step.input), state.codes(step.output))
 
@@ -101,24 +108,33 @@ def softmax(state: Lowering, step: steps.Softmax) -> None:
     axis = step.axis % len(views[0].shape)
     rest = [other for other in range(len(views[0].shape)) if other != axis]
     x, y = views
-    kernel = reduction.Softmax(
+    mask, source = None, None if step.keep is None else source_of(state, step.keep)
+    if source is not None:
+        seen = source.view.broadcast(x.shape)
+        along = _pick(replace(seen, offset=0), [axis])
+        mask = Mask(_pick(seen, rest), along, source.dtype, source.inverted)
+    kernel = Softmax(
         (_pick(x, rest), _pick(y, rest)), (_pick(x, [axis]), _pick(y, [axis])),
-        step.numerator, step.high,
+        step.numerator, step.high, mask,
     )  # fmt: skip
-    table = state.constant(step.exp_table.astype(np.int32))
-    state.call(step.name, kernel, table, state.codes(step.input), state.codes(step.output))
+    operands: list[Operand] = [state.constant(step.exp_table.astype(np.int32))]
+    operands += [] if source is None else [source.operand]
+    state.call(step.name, kernel, *operands, state.codes(step.input), state.codes(step.output))
 
 
 def normalize(state: Lowering, step: steps.Normalize) -> None:
     """Rows are all axes but the last."""
     x, y = state.view(step.input), state.view(step.output)
     *rest, last = range(len(x.shape))
+    isa = dot.choose(state.features)
+    dense = x.strides[last] == y.strides[last] == 1 and x.shape[last] % NORM_LANES == 0
     kernel = normalization.Normalize(
         (_pick(x, rest), _pick(y, rest)), (_pick(x, [last]), _pick(y, [last])),
         state.plan(step.input).zero_point, step.centred, step.epsilon, step.shift,
-        step.inverse_bits, Rounding.of(step.requantizer),
+        step.inverse_bits, Rounding.of(step.requantizer), state.dtype(step.input),
+        NORM_LANES if dense and isa is not None and not isa.by_thread else 1,
     )  # fmt: skip
-    constants = (state.constant(part.astype(np.int64)) for part in (step.gain, step.offset))
+    constants = (state.constant(part.astype(np.float64)) for part in (step.gain, step.offset))
     operands = (state.codes(name) for name in (step.input, step.output))
     state.call(step.name, kernel, *constants, *operands)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 from ptq.errors import UnsupportedModelError
 from ptq.integer.claims import MOVES
@@ -23,6 +25,7 @@ from ptq.integer.program import (
     Softmax,
     Step,
 )
+from ptq.targets.tvm.origins import Origin, chosen_table, dtype_of, origins
 from ptq.targets.tvm.trace import dequantized, static_values
 
 MOVEMENTS = frozenset({*MOVES, "Concat", "Gather", "Pad", "Resize"})
@@ -30,7 +33,7 @@ WITH_KERNELS = (
     Quantize, Dequantize, Convolve, Gemm, MatMul, Add, Multiply, Lookup, Mean, Softmax, Normalize,
 )  # fmt: skip
 POOLS = frozenset({"MaxPool", "ReduceMax"})
-LARGEST_CODE = 255
+READERS_OF_16_BITS = (Add, Normalize, Dequantize, Apply)
 SHOWN = 5
 
 
@@ -52,13 +55,14 @@ def require_support(program: Program) -> None:
 def refusals(program: Program) -> Iterator[str]:
     """Steps and outputs that cannot be compiled, each with its reason."""
     static = static_values(program)
+    known = origins(program, static)
     for step in program.steps:
-        reason = _refusal(step, static)
+        reason = _refusal(program, step, static, known) or _of_16_bits(step, program)
         if reason is not None:
             yield f"{step.name} ({_kind(step)}: {reason})"
-    for name, grid in program.codes.items():
-        if grid.high > LARGEST_CODE:
-            yield f"{name} (codes of 16 bits: quantise with residual_bits = 8 in the recipe)"
+    for boundary in program.inputs:
+        if dtype_of(boundary, program) is None:
+            yield f"input {boundary.name} (it is {boundary.dtype.name}, and not quantised at once)"
     for boundary in program.outputs:
         if boundary.name not in dequantized(program):
             yield f"output {boundary.name} (it is not dequantised codes)"
@@ -68,19 +72,41 @@ def _kind(step: Step) -> str:
     return step.op_type if isinstance(step, Apply) else type(step).__name__
 
 
-def _refusal(step: Step, static: frozenset[str]) -> str | None:
+def _refusal(
+    program: Program, step: Step, static: frozenset[str], known: Mapping[str, Origin]
+) -> str | None:
     if isinstance(step, Softmax) and step.keep is not None:
-        return "masks with a value known only at run time"
+        readable = step.keep.name in static or step.keep.name in known
+        return None if readable else f"computes its mask, {step.keep.name}, from an input"
     if not isinstance(step, Apply):
         return None if type(step) in WITH_KERNELS else "has no kernel yet"
     if step.island is not None:
         return f"computes in float, because {step.island}"
     if not any(ref.codes for ref in step.outputs):
-        known = all(ref.name in static for ref in step.outputs)
-        return None if known else "computes raw values from codes"
+        told = all(ref.name in static or ref.name in known for ref in step.outputs)
+        return None if told else "computes raw values from what an input holds"
     if step.op_type not in MOVEMENTS | POOLS or step.domain:
         return "has no kernel yet"
+    if chosen_table(program, step, known) is not None:
+        return None
     return _dynamic_operand(step, static)
+
+
+def _of_16_bits(step: Step, program: Program) -> str | None:
+    """Sums, norms and movements read 16-bit codes; every kernel can write them."""
+    pool = isinstance(step, Apply) and step.op_type in POOLS
+    if isinstance(step, READERS_OF_16_BITS) and not pool:
+        return None
+    wide = [name for name in inputs_of(step) if program.codes[name].dtype is not np.uint8]
+    return f"reads 16-bit codes, {wide[0]}" if wide else None
+
+
+def inputs_of(step: Step) -> list[str]:
+    """Names of the code tensors that a step reads."""
+    if isinstance(step, Apply):
+        return [ref.name for ref in step.inputs if ref is not None and ref.codes]
+    named = (getattr(step, part, None) for part in ("input", "a", "b"))
+    return [name for name in named if isinstance(name, str)]
 
 
 def _dynamic_operand(step: Apply, static: frozenset[str]) -> str | None:

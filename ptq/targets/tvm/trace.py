@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
-from ptq.errors import UnsupportedModelError
+from ptq.errors import UnsupportedModelError, UsageError
 from ptq.integer.program import Apply, Boundary, Dequantize, Program
 from ptq.integer.reference import Reference
 
@@ -24,6 +23,7 @@ class Trace:
 
     codes: the shape of every code tensor. raw: every raw value of that run.
     static: names of the raw values that are the same for all inputs of this shape.
+    shared: names of the codes that all samples of a batch have in common, with no axis for them.
     samples: how many samples one call takes; dynamic: whether calls may be repeated over a batch.
     """
 
@@ -32,23 +32,29 @@ class Trace:
     static: frozenset[str]
     samples: int
     dynamic: bool
+    shared: frozenset[str] = frozenset()
 
 
-def trace(program: Program, batch: int | None = None) -> Trace:
+def trace(
+    program: Program, batch: int | None = None, sizes: Mapping[str, int] | None = None
+) -> Trace:
     """Shapes for `batch` samples, or for one sample of any number if the samples are independent.
+
+    sizes: of symbolic axes behind the first, by their names.
 
     Raises:
         UnsupportedModelError: a shape that only a run decides, or samples that depend on others.
+        UsageError: a size of an axis that no input has.
     """
     symbolic = all(_leads_with_symbol(boundary) for boundary in program.inputs)
     samples = batch or (1 if symbolic else _fixed_batch(program))
-    feeds = {b.name: _invent(program, b, samples) for b in program.inputs}
+    _require_axes(program, sizes or {})
+    feeds = {b.name: _invent(program, b, samples, sizes or {}) for b in program.inputs}
     codes, raw = Reference(program).run_values(feeds)
     dynamic = symbolic and batch is None
-    if dynamic:
-        _require_independent(program, feeds, raw)
     shapes = {name: tuple(array.shape) for name, array in codes.items()}
-    return Trace(shapes, raw, static_values(program), samples, dynamic)
+    shared = _shared(program, feeds, raw, shapes) if dynamic else frozenset()
+    return Trace(shapes, raw, static_values(program), samples, dynamic, shared)
 
 
 def static_values(program: Program) -> frozenset[str]:
@@ -74,40 +80,53 @@ def _fixed_batch(program: Program) -> int:
     return size if isinstance(size, int) else 1
 
 
-def _invent(program: Program, boundary: Boundary, samples: int) -> Array:
-    """Random codes' values, in the input's shape for so many samples.
+def _require_axes(program: Program, sizes: Mapping[str, int]) -> None:
+    axes = {size for b in program.inputs for size in (b.shape or ())[1:] if isinstance(size, str)}
+    unknown = sizes.keys() - axes
+    if unknown:
+        raise UsageError(
+            f"--size {', '.join(sorted(unknown))}: no such axis behind the first; there is "
+            f"{', '.join(sorted(axes)) or 'none'}"
+        )
+
+
+def _invent(program: Program, boundary: Boundary, samples: int, sizes: Mapping[str, int]) -> Array:
+    """Random codes' values, or zeros and ones, in the input's shape for so many samples.
 
     Raises:
-        UnsupportedModelError: another axis than the first is symbolic, or the type is not float32.
+        UnsupportedModelError: an axis behind the first is symbolic, and `sizes` does not have it.
     """
-    if boundary.dtype != ir.DataType.FLOAT or boundary.name not in program.codes:
-        raise UnsupportedModelError(
-            f"input {boundary.name}: is {boundary.dtype.name} or is not quantised at once; TVM "
-            "modules take float32 inputs: use --target onnx"
-        )
-    shape = tuple(boundary.shape or ())
-    rest = shape[1:]
+    first, *behind = boundary.shape or (None,)
+    rest = [sizes.get(size, size) if isinstance(size, str) else size for size in behind]
     if boundary.shape is None or not all(isinstance(size, int) for size in rest):
+        named = next((size for size in rest if isinstance(size, str)), None)
+        remedy = f"give --size {named}=N" if named else "export the model with static sizes"
         raise UnsupportedModelError(
-            f"input {boundary.name}: has shape {list(shape)}; a TVM module has fixed sizes behind "
-            "the first axis: export the model with static sizes"
+            f"input {boundary.name}: has shape {list(boundary.shape or ())}; a TVM module has "
+            f"fixed sizes behind the first axis: {remedy}"
         )
-    first = samples if not isinstance(shape[0], int) else shape[0]
-    size = (first, *(int(n) for n in rest if isinstance(n, int)))
-    grid, rng = program.codes[boundary.name], np.random.default_rng(0)
-    return grid.dequantize(rng.integers(grid.low, grid.high + 1, size).astype(np.uint8))
+    shape = (first if isinstance(first, int) else samples, *(int(str(size)) for size in rest))
+    rng, grid = np.random.default_rng(0), program.codes.get(boundary.name)
+    if grid is None:
+        return rng.integers(0, 2, shape).astype(boundary.dtype.numpy())
+    return grid.dequantize(rng.integers(grid.low, grid.high + 1, shape).astype(grid.dtype))
 
 
-def _require_independent(
-    program: Program, feeds: Mapping[str, Array], alone: Mapping[str, Array]
-) -> None:
+def _shared(
+    program: Program,
+    feeds: Mapping[str, Array],
+    alone: Mapping[str, Array],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> frozenset[str]:
     """Run the first sample again beside a second one: its outputs must be the same.
+
+    Returns the codes that are not twice as many then.
 
     Raises:
         UnsupportedModelError: they are not.
     """
     pairs = {name: np.concatenate([x, x[:, ..., ::-1]]) for name, x in feeds.items()}
-    together = Reference(program).run(pairs)
+    codes, together = Reference(program).run_values(pairs)
     for boundary in program.outputs:
         got, wanted = together[boundary.name], alone[boundary.name]
         if got.shape != (2 * wanted.shape[0], *wanted.shape[1:]) or (got[:1] != wanted).any():
@@ -115,6 +134,7 @@ def _require_independent(
                 f"output {boundary.name}: a sample's result depends on the batch around it, "
                 "so that a module cannot take any number of samples: give --batch N"
             )
+    return frozenset(name for name, shape in shapes.items() if codes[name].shape == shape)
 
 
 def dequantized(program: Program) -> frozenset[str]:

@@ -20,14 +20,14 @@ pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compil
 from ptq import runtime
 from ptq.cli import main
 from ptq.errors import CalibrationError, InvalidModelError, UnsupportedModelError
-from ptq.integer.program import Apply, Program, Ref
+from ptq.integer.program import Apply, Mean, Program, Ref
 from ptq.integer.reference import Reference
 from ptq.pipeline import quantize
 from ptq.recipe import Recipe
 from ptq.targets.tvm.module import Compiled, CompileOptions, compile_program
 from ptq.targets.tvm.runners import Tapped
 from tests.conv_net import conv_net, conv_samples
-from tests.execute.small_programs import random_program
+from tests.execute.small_programs import grid, program, random_program, requantizer
 from tests.kernels.test_fast_kernels import needs_avx2
 
 DATA = Path(__file__).parents[3] / "calib_data"
@@ -175,20 +175,21 @@ def test_a_file_that_was_replaced_is_not_taken_for_the_old_one(tmp_path: Path) -
         runtime.load(tmp_path / "m.so")
 
 
-def test_codes_of_16_bits_are_refused_by_name() -> None:
-    result, _ = random_program(2)
-    with pytest.raises(UnsupportedModelError, match=r"sub6 \(codes of 16 bits.*residual_bits = 8"):
-        compile_program(result.program, CompileOptions())
+def test_a_step_that_cannot_read_codes_of_16_bits_is_named() -> None:
+    step = Mean("mean", "x", "y", (1,), True, 5, requantizer(shift=9))
+    mean = program([step], {"x": grid(high=65535), "y": grid()})
+    with pytest.raises(UnsupportedModelError, match=r"mean \(Mean: reads 16-bit codes, x\)"):
+        compile_program(mean, CompileOptions())
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_graphs_give_equal_codes(seed: int, tmp_path: Path) -> None:
-    result, feeds = random_program(seed, residual_bits=8)
+    result, feeds = random_program(seed)
     assert_same_codes(result.program, feeds, tmp_path)
 
 
 def test_module_in_c_gives_equal_codes(tmp_path: Path) -> None:
-    result, feeds = random_program(1, residual_bits=8)
+    result, feeds = random_program(2)
     assert_same_codes(result.program, feeds, tmp_path, target="c")
 
 

@@ -37,3 +37,20 @@ void ptq_set_error(const char *format, ...)
     vsnprintf(error_text, sizeof error_text, format, values);
     va_end(values);
 }
+
+int32_t ptq_check_rows(int32_t calls, const void *const *inputs)
+{
+    for (int32_t i = 0; i < PTQ_INPUTS; i++) {
+        int narrow = input_bytes[i] == 4 * input_sizes[i];
+        int64_t rows = input_rows[i], count = rows == 0 ? 0 : calls * input_sizes[i];
+        for (int64_t at = 0; at < count; at++) {
+            int64_t row = narrow ? ((const int32_t *)inputs[i])[at] : ((const int64_t *)inputs[i])[at];
+            if (row >= -rows && row < rows)
+                continue;
+            ptq_set_error("input %d holds %lld; wanted %lld to %lld", (int)i, (long long)row,
+                          (long long)-rows, (long long)rows - 1);
+            return PTQ_NO_ROW;
+        }
+    }
+    return 0;
+}

@@ -100,12 +100,12 @@ static int32_t launch_timed(const Launch *call, int64_t *nanoseconds)
     return 0;
 }
 
-static int32_t run_one(int64_t call, const float *const *inputs, float *const *outputs,
+static int32_t run_one(int64_t call, const void *const *inputs, float *const *outputs,
                        int64_t *nanoseconds)
 {
     for (int i = 0; i < PTQ_INPUTS; i++)
-        TRY(cuMemcpyHtoDAsync, memory + input_offsets[i], inputs[i] + call * input_sizes[i],
-            input_sizes[i] * sizeof(float), stream);
+        TRY(cuMemcpyHtoDAsync, memory + input_offsets[i],
+            (const char *)inputs[i] + call * input_bytes[i], input_bytes[i], stream);
     for (int i = 0; i < PTQ_CALLS; i++) {
         int32_t status = nanoseconds == NULL ? launch(&launches[i])
                                              : launch_timed(&launches[i], &nanoseconds[i]);
@@ -118,7 +118,7 @@ static int32_t run_one(int64_t call, const float *const *inputs, float *const *o
     return 0;
 }
 
-static int32_t run_all(int32_t calls, const float *const *inputs, float *const *outputs,
+static int32_t run_all(int32_t calls, const void *const *inputs, float *const *outputs,
                        void *arena, int64_t *nanoseconds)
 {
     int32_t status = ready ? 0 : load();
@@ -134,12 +134,15 @@ static int32_t run_all(int32_t calls, const float *const *inputs, float *const *
     return 0;
 }
 
-int32_t ptq_run(int32_t calls, const float *const *inputs, float *const *outputs, void *arena,
+int32_t ptq_run(int32_t calls, const void *const *inputs, float *const *outputs, void *arena,
                 int32_t threads, int64_t *nanoseconds)
 {
     (void)threads;
+    int32_t status = ptq_check_rows(calls, inputs);
+    if (status != 0)
+        return status;
     pthread_mutex_lock(&lock);
-    int32_t status = context == NULL ? open_device() : 0;
+    status = context == NULL ? open_device() : 0;
     if (status == 0) {
         CUcontext mine;
         CUresult result = cuda.cuCtxPushCurrent(context);

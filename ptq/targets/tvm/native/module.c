@@ -1,6 +1,7 @@
 /* A module for CPUs: its one function, and what its kernels ask of TVM's runtime, so that it needs
  * no library but libc.
  */
+#include "contents.h"
 #include "parallel.h"
 #include "ptq_module.h"
 
@@ -59,17 +60,17 @@ int TVMBackendParallelLaunch(Lambda lambda, void *data, int tasks)
 
 typedef struct {
     int32_t calls;
-    const float *const *inputs;
+    const void *const *inputs;
     float *const *outputs;
     char *arena;
 } Run;
 
 static void run_one(const Run *run, int64_t call, char *arena)
 {
-    const float *inputs[PTQ_INPUTS];
+    const void *inputs[PTQ_INPUTS];
     float *outputs[PTQ_OUTPUTS];
     for (int i = 0; i < PTQ_INPUTS; i++)
-        inputs[i] = run->inputs[i] + call * input_sizes[i];
+        inputs[i] = (const char *)run->inputs[i] + call * input_bytes[i];
     for (int i = 0; i < PTQ_OUTPUTS; i++)
         outputs[i] = run->outputs[i] + call * output_sizes[i];
     ptq_entry(PTQ_PORTS, arena);
@@ -84,9 +85,12 @@ static void part_of_batch(void *context, int32_t chunk, int32_t chunks, int32_t 
         run_one(run, call, run->arena + participant * (int64_t)PTQ_ARENA_BYTES);
 }
 
-int32_t ptq_run(int32_t calls, const float *const *inputs, float *const *outputs, void *arena,
+int32_t ptq_run(int32_t calls, const void *const *inputs, float *const *outputs, void *arena,
                 int32_t threads, int64_t *nanoseconds)
 {
+    int32_t status = ptq_check_rows(calls, inputs);
+    if (status != 0)
+        return status;
     Run run = {calls, inputs, outputs, arena};
     times = nanoseconds;
     last_mark = times == NULL ? 0 : ptq_nanoseconds();

@@ -28,7 +28,8 @@ PTQ_API int32_t ptq_kernel_calls(void);
 /* Run the network.
  *
  * calls: how often, over consecutive samples; 1 unless the batch is dynamic.
- * inputs, outputs: one dense float32 array each, in the description's order.
+ * inputs, outputs: one dense array each, in the description's order and of the type that it names;
+ * float32 unless the network reads integers, such as token ids, as they are.
  * arena: threads * ptq_arena_bytes() bytes at an address of 64 bytes, not shared by runs at once.
  * threads: at most so many work; those besides the caller belong to the module and sleep between.
  * nanoseconds: NULL, or ptq_kernel_calls() numbers, to which the time of each is added.
@@ -36,10 +37,11 @@ PTQ_API int32_t ptq_kernel_calls(void);
  * A module for a GPU copies from and to these arrays. It needs no arena (ptq_arena_bytes() is 0,
  * except where all tensors can be read after a call) and no threads.
  *
- * Returns 0, PTQ_NO_DEVICE or PTQ_DEVICE_FAILED; the last two only for a GPU.
+ * Returns 0; PTQ_NO_ROW if an input holds the number of a row that does not exist, and then nothing
+ * was run; for a GPU also PTQ_NO_DEVICE or PTQ_DEVICE_FAILED.
  */
-enum { PTQ_NO_DEVICE = 1, PTQ_DEVICE_FAILED = 2 };
-PTQ_API int32_t ptq_run(int32_t calls, const float *const *inputs, float *const *outputs,
+enum { PTQ_NO_DEVICE = 1, PTQ_DEVICE_FAILED = 2, PTQ_NO_ROW = 3 };
+PTQ_API int32_t ptq_run(int32_t calls, const void *const *inputs, float *const *outputs,
                         void *arena, int32_t threads, int64_t *nanoseconds);
 
 /* What went wrong in this thread's last run that did not return 0. */
