@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import onnx
 
+from ptq.integer.program import Program
+from ptq.pipeline import quantize
+from ptq.recipe import Recipe
 from tests.graphs import GraphBuilder
 
 SHAPE = (3, 9, 7)
@@ -34,3 +39,10 @@ def many_convolutions() -> onnx.ModelProto:
 def many_samples(count: int, seed: int = 1) -> np.ndarray:
     """Inputs of it: [count, 3, 9, 7] float32."""
     return np.random.default_rng(seed).normal(size=(count, *SHAPE)).astype(np.float32)
+
+
+@functools.cache
+def many_program() -> Program:
+    """It, quantised to w8a8."""
+    recipe = Recipe.preset("w8a8").replace(effort="fast")
+    return quantize(many_convolutions(), [{"x": many_samples(16)}], recipe).program

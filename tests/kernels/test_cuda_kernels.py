@@ -14,6 +14,7 @@ pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compil
 from ptq.kernels.packed_convolution import PackedConvolution, Tile, in_order
 from ptq.kernels.palette import find_palette
 from ptq.kernels.requantize import Rounding
+from ptq.kernels.tensor_convolution import TensorConvolution, WarpTile, pack_fragments
 from ptq.targets.tvm.nvcc import compile_cuda
 from tests.cuda_shim.shim import Shimmed, needs_gpp, needs_nvcc, text_of
 from tests.kernels.test_fast_kernels import contents
@@ -33,13 +34,20 @@ DP4A: dict[str, Any] = {
     ),
     "strided": PackedConvolution("dp4a", Tile(4, 1, 1), (0, 8, 96), 8, 192, 16, 2, 9, 7, ROUND),
 }  # fmt: skip
+TENSOR: dict[str, Any] = {
+    "tensor_window": TensorConvolution(WarpTile(1, 2), (0, 80, 160), 24, 80, 8, 5, 9, 16, ROUND),
+    "tensor_gemm": TensorConvolution(WarpTile(2, 4), (0,), 68, 0, 68, 1, 37, 35, ROUND),
+    "tensor_samples": TensorConvolution(
+        WarpTile(2, 1), (0, 64), 32, 64, 64, 2, 3, 5, ROUND, samples=3, sample_bytes=256
+    ),
+}
 PALETTES = {
     f"palette_of_{bits}_bits": PackedConvolution(
         "dp4a", Tile(2, 2, 4), (0, 36, 72), 32, 144, 8, 2, 3, 4, ROUND, bits
     )
     for bits in (2, 3, 4)
 }
-ALL = {**KERNELS, **DP4A, **PALETTES}
+ALL = {**KERNELS, **DP4A, **TENSOR, **PALETTES}
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +69,25 @@ def test_generic_kernel_equals_its_oracle(name: str, shimmed: Shimmed) -> None:
 
 
 @needs_gpp
-@pytest.mark.parametrize("name", DP4A)
-def test_dp4a_kernel_equals_its_oracle(name: str, shimmed: Shimmed) -> None:
-    kernel = DP4A[name]
+@pytest.mark.parametrize("name", [*DP4A, *TENSOR])
+def test_gpu_kernel_equals_its_oracle(name: str, shimmed: Shimmed) -> None:
+    kernel = ALL[name]
     arrays = contents(kernel, 127)
     wanted = kernel.oracle(*arrays)
     np.testing.assert_array_equal(shimmed.run(name, *arrays).reshape(wanted.shape), wanted)
-    assert len(np.unique(wanted)) > 20
+    assert len(np.unique(wanted)) > 15
+
+
+def test_fragments_are_packed_as_the_oracle_reads_them() -> None:
+    kernel = TENSOR["tensor_gemm"]
+    rng = np.random.default_rng(1)
+    rows = rng.integers(-9, 10, (35, 1, 68)).astype(np.int8)
+    x = rng.integers(0, 256, kernel.parameters()[-2].size).astype(np.uint8)
+    room = kernel.parameters()[1].size
+    bias, multiplier, shift = (np.full(room, n, np.int32) for n in (0, 1, 7))
+    found = kernel.oracle(pack_fragments(rows, kernel), bias, multiplier, shift, x)
+    acc = x[: 37 * 68].reshape(37, 68).astype(np.int64) @ rows[:, 0].T
+    np.testing.assert_array_equal(found[0, 0, :, 0], ROUND.oracle(acc, 1, 7))
 
 
 @needs_gpp

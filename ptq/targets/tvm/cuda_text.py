@@ -12,6 +12,7 @@ from tvm.ir import GlobalVar, IRModule
 
 from ptq.kernels.functions import device_func
 from ptq.kernels.kernel import Kernel
+from ptq.runtime import INCLUDE
 
 LOWERING = (
     tirx.transform.FlattenBuffer(),
@@ -21,6 +22,10 @@ LOWERING = (
     tirx.transform.LowerIntrin(),
 )
 """What the code generator wants done; nvcc does the rest."""
+
+
+MMA = INCLUDE / "ptq_mma.h"
+"""The one function that kernels call and CUDA does not have."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,9 @@ def cuda_text(kernels: Mapping[str, Kernel], target: Any) -> CudaText:
     functions = IRModule({GlobalVar(name): device.function for name, device in made.items()})
     lowered = tvm.ir.transform.Sequential(LOWERING)(functions)
     generate = tvm.get_global_func("target.build.cuda")
+    text = str(generate(lowered, target).inspect_source())
+    mma = MMA.read_text() if MMA.stem in text else ""
     return CudaText(
-        str(generate(lowered, target).inspect_source()),
+        mma + text,
         {name: (device.blocks, device.threads) for name, device in made.items()},
     )

@@ -12,10 +12,18 @@ NAMES = {
 }
 
 
+GPU_FEATURES = {"dp4a": 61, "mma": 80}
+"""With the first compute capability that has them; mma is that of 16 x 8 x 32 bytes."""
+
+
 def features_of(target: Any) -> frozenset[str]:
-    """Those of NAMES that the processor has; dp4a of every GPU; none in plain C."""
-    if str(target.kind.name) != "llvm":
-        return frozenset({"dp4a"} if str(target.kind.name) == "cuda" else ())
+    """Those of NAMES that the processor has, or of GPU_FEATURES; none in plain C."""
+    kind = str(target.kind.name)
+    if kind == "cuda":
+        capability = int("".join(c for c in str(target.attrs["arch"]) if c.isdigit()))
+        return frozenset(name for name, first in GPU_FEATURES.items() if capability >= first)
+    if kind != "llvm":
+        return frozenset()
     from tvm.target import codegen
 
     known = codegen.llvm_get_cpu_features(target)

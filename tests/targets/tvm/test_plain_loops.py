@@ -21,7 +21,7 @@ from ptq.report import artifact
 from ptq.targets.tvm.module import CompileOptions
 from tests.conv_net import conv_net, conv_samples
 from tests.kernels.test_fast_kernels import needs_avx2
-from tests.many_convolutions import many_convolutions, many_samples
+from tests.many_convolutions import many_program, many_samples
 from tests.targets.tvm.test_module import assert_same_codes
 
 RECIPE = Recipe.preset("w8a8").replace(effort="fast")
@@ -58,8 +58,7 @@ def test_requantisation_that_floats_cannot_do_ends_fast_kernels_on_int64(tmp_pat
 @needs_avx2
 @pytest.mark.parametrize("batch", [None, 3])
 def test_every_kind_of_2d_convolution_has_a_fast_kernel(tmp_path: Path, batch: int | None) -> None:
-    program = quantize(many_convolutions(), [{"x": many_samples(16)}], RECIPE).program
-    made = assert_same_codes(program, {"x": many_samples(3)}, tmp_path, batch=batch)
+    made = assert_same_codes(many_program(), {"x": many_samples(3)}, tmp_path, batch=batch)
     assert not made.plain
 
 
