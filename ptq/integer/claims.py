@@ -334,8 +334,8 @@ MOVES = [
     "ReverseSequence",
 ]
 
-SPREADS = ("Gather", "Expand")
-"""Move constants too: rows of an embedding, a class token for every sample."""
+SPREADS = ("Gather", "Expand", "Slice")
+"""Move constants too: rows of an embedding, a class token for every sample, rotary angles so far."""
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(UNARY, _always("elementwise")),
