@@ -335,7 +335,8 @@ MOVES = [
 ]
 
 SPREADS = ("Gather", "Expand", "Slice")
-"""Move constants too: rows of an embedding, a class token for every sample, rotary angles so far."""
+"""Move constants too: rows of an embedding, a class token for every sample,
+rotary angles so far."""
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(UNARY, _always("elementwise")),

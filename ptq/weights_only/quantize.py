@@ -18,8 +18,8 @@ from ptq.recipe import Recipe
 from ptq.weights_only.deploy import Spool
 from ptq.weights_only.products import Product, find_products
 from ptq.weights_only.result import WeightsResult
-from ptq.weights_only.round_product import Rounded
-from ptq.weights_only.run import Network, blocks_of, round_alone, round_segment
+from ptq.weights_only.round_product import Outcome
+from ptq.weights_only.run import Network, blocks_of, round_alone, round_block
 from ptq.weights_only.segments import cut
 from ptq.weights_only.states import States
 
@@ -106,19 +106,18 @@ def replace_rounding(recipe: Recipe) -> Recipe:
 
 def _round_all(
     network: Network, products: Sequence[Product], samples: Calibration, memory_bytes: int
-) -> dict[str, Rounded]:
+) -> dict[str, Outcome]:
     """Round every product behind those before it."""
     try_in_child(network.model, next(samples.batches(1)))
     segments = cut(network.model.graph, products)
-    found: dict[str, Rounded] = {}
+    found: dict[str, Outcome] = {}
     half = memory_bytes // 2
     with (
         States(samples.batches(BATCH), half) as exact,
         States(samples.batches(BATCH), half) as rounded,
     ):
         for block in blocks_of(segments):
-            for segment in block:
-                found |= round_segment(network, segment, exact, rounded)
-                last = segment.products[-1].name
-                network.report(Progress("round weights", len(found), len(products), last))
+            found |= round_block(network, block, exact, rounded)
+            last = block[-1].products[-1].name
+            network.report(Progress("round weights", len(found), len(products), last))
     return found

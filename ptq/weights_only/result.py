@@ -22,7 +22,7 @@ from ptq.report.summary import (
 from ptq.targets.matmul_nbits import CONTAINERS
 from ptq.weights_only.deploy import Spool
 from ptq.weights_only.products import Product, StaysFloat
-from ptq.weights_only.round_product import Rounded
+from ptq.weights_only.round_product import Outcome
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class WeightsResult:
     """A model whose products have weights of few bits, and how it was made.
 
     model: with MatMulNBits nodes; its new weights lie in `spool`, which goes with this object.
-    float_model: the one it was made from. rounded: product name -> its codes and scales.
+    float_model: the one it was made from. outcomes: by the product's name.
     samples: that were read; calib: where they came from, if that was a path.
     """
 
@@ -39,7 +39,7 @@ class WeightsResult:
     recipe: Recipe
     products: tuple[Product, ...]
     stays_float: tuple[StaysFloat, ...]
-    rounded: Mapping[str, Rounded]
+    outcomes: Mapping[str, Outcome]
     samples: int
     preprocess: Preprocess | None = None
     lints: tuple[Lint, ...] = ()
@@ -77,8 +77,9 @@ class WeightsResult:
         artifact.save_model(self, path, report or self.report, force=force, source=self.source)
 
     def _layer(self, product: Product) -> Layer:
-        found = self.rounded[product.name]
+        found = self.outcomes[product.name]
         error = "" if found.error is None else f"{100 * found.error:.2g} % of the output's energy"
         width = CONTAINERS[product.bits]
+        error += " before learning" if found.learned else ""
         stored = f" (stored in {width} bits)" if width != product.bits else ""
         return Layer(product.name, "MatMulNBits", product.bits, None, None, note=error + stored)

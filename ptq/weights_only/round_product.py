@@ -32,7 +32,7 @@ class Moments:
     """Second moments of a layer's inputs, summed over positions.
 
     gram: [1, K, K] float64, sum x^ x^^T, x^ the input behind rounded layers.
-    cross: the same of x x^^T, x the float network's; energy: sum |x|^2.
+    cross: the same of x x^^T, x the float network's, where that is asked for.
     """
 
     gram: Array
@@ -44,25 +44,35 @@ class Moments:
         """Nothing yet, for K = size."""
         return Moments(np.zeros((1, size, size)), np.zeros((1, size, size)))
 
-    def add(self, exact: Array, rounded: Array) -> None:
+    def add(self, rounded: Array, exact: Array | None) -> None:
         """Add positions: [..., K] each."""
-        x, y = (a.reshape(-1, a.shape[-1]).astype(np.float32, copy=False) for a in (exact, rounded))
+        y = rounded.reshape(-1, rounded.shape[-1]).astype(np.float32, copy=False)
         self.gram[0] += y.T @ y
-        self.cross[0] += x.T @ y
         self.count += len(y)
+        if exact is not None:
+            self.cross[0] += exact.reshape(y.shape).astype(np.float32, copy=False).T @ y
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a product fared: what is left of it when its weight is written.
+
+    error: of its output on the samples, relative to the output's energy, after the closed form;
+    None without samples. learned: codes and scales were learned with those of its block then.
+    """
+
+    error: float | None
+    learned: bool = False
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """A rounded weight.
-
-    exact: what was rounded, [N, padded K]. error: of the product's output, relative, or None.
-    """
+    """A rounded weight. exact: what was rounded, [N, padded K]."""
 
     blocked: Blocked
     inputs: int
     exact: Array
-    error: float | None
+    outcome: Outcome
 
     def weight(self) -> BlockWeight:
         """As MatMulNBits stores it."""
@@ -90,7 +100,7 @@ def round_product(w: Floats, bits: int, recipe: Recipe, moments: Moments | None)
         found = second_order(exact, grid, size, damped(gram, DAMP), recipe)
     found = replace(found, scale=stored_scale(found.scale))
     error = None if moments is None else relative_error(padded(w, size), found, moments, size)
-    return Rounded(found, inputs, exact, error)
+    return Rounded(found, inputs, exact, Outcome(error))
 
 
 def by_weights(w: Array, grid: Grid, size: int, rounding: str) -> Blocked:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from ptq.passes.context import Progress
-from ptq.recipe import Recipe
-from ptq.weights_only.deploy import Spool, deploy
+from ptq.recipe import Effort, Recipe
+from ptq.weights_only.deploy import Spool, deploy, replace_weight
 from ptq.weights_only.products import Product
-from ptq.weights_only.round_product import Moments, Rounded, round_product
+from ptq.weights_only.round_product import Moments, Outcome, Rounded, round_product
 from ptq.weights_only.run_segment import SegmentRunner
 from ptq.weights_only.segments import Segment
 from ptq.weights_only.states import States
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning: steps a block; rates of codes, in codes, and of scales, in their logarithms."""
+
+    iterations: int = 150
+    codes: float = 1e-2
+    scales: float = 3e-3
+
+
+LEARNED: dict[Effort, Rates | None] = {"fast": None, "default": None, "best": Rates()}
+"""Learning on top of the closed forms only where it is asked for: see docs/decisions.md."""
 
 
 @dataclass(frozen=True)
@@ -31,41 +44,95 @@ class Network:
     spool: Spool
     report: Callable[[Progress], None]
 
+    @property
+    def follows_floats(self) -> bool:
+        """True if the float network's values are needed beside the quantised one's."""
+        return self.recipe.match_float or LEARNED[self.recipe.effort] is not None
+
     def put(self, product: Product, rounded: Rounded) -> None:
         """Deploy one product."""
         deploy(self.deployed, product, rounded.weight(), self.spool, self.recipe.compute)
 
 
-def round_alone(network: Network, products: Sequence[Product]) -> dict[str, Rounded]:
+def round_alone(network: Network, products: Sequence[Product]) -> dict[str, Outcome]:
     """Round every product by its weights alone."""
     found = {}
     for done, product in enumerate(products, 1):
-        found[product.name] = _round(network, product, None)
+        found[product.name] = _round(network, product, None).outcome
         network.report(Progress("round weights", done, len(products), product.name))
     return found
 
 
-def round_segment(
-    network: Network, segment: Segment, exact: States, rounded: States
-) -> dict[str, Rounded]:
-    """Round the products of a segment, and move both networks' states to its end.
+def round_block(
+    network: Network, block: Sequence[Segment], exact: States, rounded: States
+) -> dict[str, Outcome]:
+    """Round the products of a block, and move both networks' states to its end.
 
-    exact: the float network's values, and rounded: the quantised one's, at the segment's inputs.
+    exact: the float network's values, and rounded: the quantised one's, at the block's inputs.
     """
-    moments = _collect(network, segment, exact, rounded)
-    found = {p.name: _round(network, p, moments[p.input]) for p in segment.products}
-    advance(network.deployed, segment, rounded)
-    return found
+    whole, found = joined(block), dict[str, Rounded]()
+    for segment in block:
+        moments = _collect(network, segment, exact, rounded)
+        found |= {p.name: _round(network, p, moments[p.input]) for p in segment.products}
+        advance(network.deployed, segment, rounded, hold=whole.inputs)
+    rates = LEARNED[network.recipe.effort]
+    if rates is not None and whole.joint is not None:
+        found |= _learn(network, whole, found, rates, exact, rounded)
+        advance(network.deployed, whole, rounded)
+    return {name: each.outcome for name, each in found.items()}
 
 
-def advance(model: ir.Model, segment: Segment, states: States) -> None:
-    """Compute a segment's outputs from its inputs."""
+def advance(model: ir.Model, segment: Segment, states: States, hold: Collection[str] = ()) -> None:
+    """Compute a segment's outputs from its inputs. hold: what is kept beside what is read later."""
     runner = SegmentRunner(model, segment, segment.outputs)
     for index in range(len(states)):
         if segment.outputs:
             states.put(index, runner.run(states[index]))
-        states.keep(index, segment.alive)
+        states.keep(index, segment.alive | set(hold))
     runner.close()
+
+
+def _learn(
+    network: Network,
+    whole: Segment,
+    found: Mapping[str, Rounded],
+    rates: Rates,
+    exact: States,
+    rounded: States,
+) -> dict[str, Rounded]:
+    """What learning changes of a block, deployed already."""
+    from ptq.weights_only.learn_block import Block, can_learn, learn_block
+
+    nodes = [node for node in network.model.graph if node.name in set(whole.nodes)]
+    block = Block(
+        nodes,
+        network.model.opset_imports.get("", 21),
+        whole.products,
+        str(whole.joint),
+        [{name: rounded[i][name] for name in whole.inputs} for i in range(len(rounded))],
+        [exact[i][str(whole.joint)] for i in range(len(exact))],
+    )
+    if not can_learn(block):
+        return {}
+    network.report(Progress("learn rounding", 0, None, whole.products[-1].name))
+    learned = learn_block(block, found, rates, network.recipe.seed)
+    for product in whole.products:
+        replace_weight(network.deployed, product, learned[product.name].weight(), network.spool)
+    return learned
+
+
+def joined(block: Sequence[Segment]) -> Segment:
+    """Consecutive segments as one."""
+    made = {name for segment in block for name in segment.outputs}
+    inputs = {name for segment in block for name in segment.inputs} - made
+    return Segment(
+        tuple(name for segment in block for name in segment.nodes),
+        tuple(product for segment in block for product in segment.products),
+        tuple(sorted(inputs)),
+        tuple(sorted(made & block[-1].alive)),
+        block[-1].alive,
+        block[-1].joint,
+    )
 
 
 def blocks_of(segments: Sequence[Segment]) -> Iterator[tuple[Segment, ...]]:
@@ -88,10 +155,11 @@ def _collect(
     floats = SegmentRunner(network.model, segment, (*taps, *segment.outputs))
     behind = SegmentRunner(network.model, segment, tuple(taps))
     for index in range(len(exact)):
-        wanted, found = floats.run(exact[index]), behind.run(rounded[index])
+        found = behind.run(rounded[index])
+        wanted = floats.run(exact[index]) if network.follows_floats else {}
         for name, moments in taps.items():
-            moments.add(wanted[name], found[name])
-        exact.put(index, {name: wanted[name] for name in segment.outputs})
+            moments.add(found[name], wanted.get(name))
+        exact.put(index, {name: wanted[name] for name in segment.outputs if name in wanted})
         exact.keep(index, segment.alive)
     floats.close()
     behind.close()
