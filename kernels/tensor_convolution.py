@@ -81,7 +81,7 @@ class TensorConvolution:
         return self.tiles[1] * self.tile.channels
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """weight int8; bias int32 [channels of all blocks], scales; x, y uint8."""
+        """weight int8; bias int32 [channels of all blocks], scales; x uint8, y codes."""
         channels = self.blocks * CHANNELS
         last = (self.samples - 1) * self.sample_bytes
         last += (self.out_rows - 1) * self.row_bytes + (self.out_width - 1) * self.pixel_bytes
@@ -90,7 +90,7 @@ class TensorConvolution:
             Parameter("bias", "int32", channels),
             *self.rounding.scales(channels),
             Parameter("x", "uint8", last + self.runs[-1] + self.steps * STEP),
-            Parameter("y", "uint8", self.pixels * self.out),
+            Parameter("y", self.rounding.dtype, self.pixels * self.out),
         )
 
     def emit(self, on: Binding, *buffers: Buffer) -> None:

@@ -37,6 +37,9 @@ DP4A: dict[str, Any] = {
 TENSOR: dict[str, Any] = {
     "tensor_window": TensorConvolution(WarpTile(1, 2), (0, 80, 160), 24, 80, 8, 5, 9, 16, ROUND),
     "tensor_gemm": TensorConvolution(WarpTile(2, 4), (0,), 68, 0, 68, 1, 37, 35, ROUND),
+    "tensor_to_16_bits": TensorConvolution(
+        WarpTile(1, 1), (0,), 32, 0, 32, 1, 16, 8, Rounding(30000, 0, 65535)
+    ),
     "tensor_samples": TensorConvolution(
         WarpTile(2, 1), (0, 64), 32, 64, 64, 2, 3, 5, ROUND, samples=3, sample_bytes=256
     ),
