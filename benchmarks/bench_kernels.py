@@ -111,9 +111,11 @@ NETWORKS: Mapping[str, Sequence[Layer]] = {
         Convolution(16, 96, 112), Convolution(96, 96, 112, 3, 2, 96), Convolution(96, 24, 56),
         Convolution(24, 144, 56), Convolution(144, 144, 56, 3, groups=144),
         Convolution(32, 192, 28), Convolution(192, 192, 28, 3, groups=192),
-        Convolution(192, 32, 28), Convolution(64, 384, 14), Convolution(384, 384, 14, 3, groups=384),
+        Convolution(192, 32, 28), Convolution(64, 384, 14),
+        Convolution(384, 384, 14, 3, groups=384),
         Convolution(384, 64, 14), Convolution(576, 96, 14), Convolution(160, 960, 7),
-        Convolution(960, 960, 7, 3, groups=960), Convolution(960, 160, 7), Convolution(320, 1280, 7),
+        Convolution(960, 960, 7, 3, groups=960), Convolution(960, 160, 7),
+        Convolution(320, 1280, 7),
     ),
     "efficientnet_lite0": (
         Convolution(24, 144, 56), Convolution(144, 144, 56, 5, 2, 144), Convolution(144, 40, 28),
