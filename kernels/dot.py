@@ -36,6 +36,7 @@ class Isa:
     alignment: quads of codes begin at multiples of so many bytes.
     by_thread: neighbours of a vector are other threads', so that packed weights lie together for
     neighbouring blocks of channels.
+    operands: types of codes and weights; a quad has fewer of wider ones.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Isa:
     pairs_of_words: bool = True
     alignment: int = 1
     by_thread: bool = False
+    operands: tuple[str, str] = ("uint8", "int8")
 
 
 def _avx2(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
@@ -58,6 +60,14 @@ def _avx2(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
         total = pair if total is None else total + pair
     ones = T.broadcast(T.int16(1), 16)
     return acc + T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", total, ones)
+
+
+def _words(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
+    """vpmaddwd for every quad, which is a pair of 16-bit words; it does not saturate."""
+    for code, weight in zip(codes, weights, strict=True):
+        pair, factors = (T.reinterpret("int16x16", x) for x in (T.broadcast(code, 8), weight))
+        acc = acc + T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", pair, factors)
+    return acc
 
 
 def _vnni(lanes: int) -> Callable[[Expr, Sequence[Expr], Sequence[Expr]], Expr]:
@@ -107,7 +117,9 @@ DOTPROD = Isa("dotprod", 4, False, _sdot, _shuffle("llvm.aarch64.neon.tbl1.v16i8
 DP4A = Isa(
     "dp4a", 1, False, _dp4a, _shuffle("", 4), pairs_of_words=False, alignment=QUAD, by_thread=True
 )
-ISAS = {isa.name: isa for isa in (AVX512_VNNI, AVX_VNNI, AVX2, DOTPROD, DP4A)}
+WORDS = Isa("words", 8, False, _words, _SHUFFLE_256, operands=("int16", "int16"))
+"""For operands that are centred and widened, on what has AVX2; no processor's first choice."""
+ISAS = {isa.name: isa for isa in (AVX512_VNNI, AVX_VNNI, AVX2, DOTPROD, DP4A, WORDS)}
 """Best first."""
 
 

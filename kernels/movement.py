@@ -41,6 +41,32 @@ class Copy:
 
 
 @dataclass(frozen=True)
+class Widen:
+    """y = x - zero_point in 16 bits; both views have one shape. Other elements of y stay."""
+
+    x: View
+    y: View
+    zero_point: int
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """x uint8, y int16."""
+        return Parameter("x", "uint8", self.x.size), Parameter("y", "int16", self.y.size)
+
+    def emit(self, on: Binding, x: Buffer, y: Buffer) -> None:
+        """In y's order of memory."""
+        zero = T.int16(self.zero_point)
+
+        def body(at_x: Expr, at_y: Expr) -> None:
+            T.buffer_store(y, T.Cast("int16", x[at_x]) - zero, [at_y])
+
+        elementwise(on, [self.x, self.y], body)
+
+    def oracle(self, x: Array) -> Array:
+        """By the view."""
+        return np.asarray(self.x.read(x).astype(np.int16) - self.zero_point, np.int16)
+
+
+@dataclass(frozen=True)
 class Fill:
     """y = value everywhere."""
 

@@ -241,7 +241,9 @@ class PackedConvolution:
         """Unpacks the weights and multiplies in int64."""
         weights, bias, scales, x, _ = self._sorted([*arrays, None])
         weight = self.decode.oracle(*weights) if self.bits else weights[0]
-        rows = self._unpack(weight).astype(np.int64).reshape(self.groups, -1, *self._row_shape)
+        codes_type, weight_type = self.how.operands
+        unpacked = np.ascontiguousarray(self._unpack(weight)).view(weight_type).astype(np.int64)
+        rows = unpacked.reshape(self.groups, -1, len(self.runs), unpacked.shape[-1])
         biases, *factors = (part.reshape(self.groups, -1) for part in (bias, *scales))
         shape = (self.samples, self.out_rows, self.out_width, self.groups, self.out)
         out = np.zeros(shape, self.rounding.dtype)
@@ -250,7 +252,9 @@ class PackedConvolution:
             corner += column * self.pixel_bytes + group * self.group_bytes
             acc = biases[group].astype(np.int64)
             for number, offset in enumerate(self.runs):
-                window = x[corner + offset :][: self._row_shape[1]].astype(np.int64)
+                window = (
+                    x[corner + offset :][: self._row_shape[1]].view(codes_type).astype(np.int64)
+                )
                 acc = acc + rows[group, :, number, :] @ (window - self.how.offset)
             codes = self.rounding.vector_oracle(acc, *(part[group] for part in factors))
             out[sample, row, column, group] = codes[: self.out]

@@ -36,6 +36,11 @@ PACKED = {
 }
 
 
+WORDS = PackedConvolution(
+    "words", Tile(4, 2, 2), (0,), 32, 0, 32, 1, 5, 19, ROUND, groups=3, group_bytes=160
+)
+
+
 def contents(kernel: Any, reach: int) -> list[np.ndarray]:
     """Weights up to `reach`, biases, scales that use the whole range, and codes."""
     rng = np.random.default_rng(7)
@@ -79,6 +84,20 @@ def test_depthwise_equals_its_oracle(narrow: bool, paired: bool, reach: int, flo
     arrays[0] = np.clip(arrays[0], -128, 127)
     wanted = kernel.oracle(*arrays)
     np.testing.assert_array_equal(run(kernel, *arrays).reshape(wanted.shape), wanted)
+
+
+@needs_avx2
+@pytest.mark.parametrize("floats", [True, False])
+def test_products_of_words_equal_their_oracle(floats: bool) -> None:
+    """Codes and weights of 9 bits and a sign, two bytes each: neither fits in a byte."""
+    kernel = replace(WORDS, rounding=replace(ROUND, floats=floats))
+    weight, *rest, x = contents(kernel, 1)
+    rng = np.random.default_rng(3)
+    words = [rng.integers(-255, 256, a.size // 2).astype(np.int16) for a in (weight, x)]
+    arrays = [words[0].view(np.int8), *rest, words[1].view(np.uint8)]
+    wanted = kernel.oracle(*arrays)
+    np.testing.assert_array_equal(run(kernel, *arrays).reshape(wanted.shape), wanted)
+    assert len(np.unique(wanted)) > 20
 
 
 def test_pack_puts_every_weight_where_the_oracle_finds_it() -> None:

@@ -67,6 +67,7 @@ class Lowering:
     """Collects the calls of a program.
 
     features: what the target's processor has, for the choice of kernels.
+    views: of tensors that their kernels lay out otherwise than `layout` has it.
     weights: how they are stored, as in `CompileOptions`. tuner: gives the tile of a kernel.
     plain: step -> why it has plain loops where others have a fast kernel.
     """
@@ -80,6 +81,7 @@ class Lowering:
     sizes: dict[str, int] = field(default_factory=dict)
     blob: bytearray = field(default_factory=bytearray)
     plain: dict[str, str] = field(default_factory=dict)
+    views: dict[str, View] = field(default_factory=dict)
     _stored: dict[tuple[str, bytes], Stored] = field(default_factory=dict)
     _last: frozenset[str] = frozenset()
 
@@ -113,7 +115,8 @@ class Lowering:
 
     def view(self, name: str) -> View:
         """Where the codes of `name` are in their tensor."""
-        return view_of(self.trace.codes[name], name in self._last)
+        found = self.views.get(name)
+        return view_of(self.trace.codes[name], name in self._last) if found is None else found
 
     def codes(self, name: str) -> Operand:
         """The codes of `name` as an operand; constants go into the blob, in their layout."""

@@ -17,6 +17,7 @@ from ptq.targets.tvm.feeds import source_of
 from ptq.targets.tvm.layout import view_of
 from ptq.targets.tvm.lowering import Feed, Lowering, Operand, Result, Rule
 from ptq.targets.tvm.moves import apply
+from ptq.targets.tvm.products import fast_matmul
 
 NORM_LANES = 8
 
@@ -195,8 +196,11 @@ def gemm(state: Lowering, step: steps.Gemm) -> None:
 
 
 def matmul(state: Lowering, step: steps.MatMul) -> None:
-    """Batched; the batch axes of the operands broadcast."""
-    state.plain[step.name] = "it multiplies two activations"
+    """Batched; the batch axes of the operands broadcast. Fast if the processor has a kernel."""
+    refused = fast_matmul(state, step)
+    if refused is None:
+        return
+    state.plain[step.name] = refused
     a, b, y = (state.view(name) for name in (step.a, step.b, step.output))
     batch = y.shape[:-2]
     kernel = convolution.MatMul(
