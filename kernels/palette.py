@@ -74,6 +74,26 @@ def unit_bytes(isa: Isa, bits: int) -> int:
     return QUAD * isa.lanes * bits // 2
 
 
+def index_rows(rows: Array) -> tuple[Array, Array] | None:
+    """int8 [rows, n] as codes uint8 [rows, n] into tables int8 [rows, 16], or None.
+
+    There is none if a row has more than 16 values.
+    """
+    tables = np.zeros((len(rows), 16), np.int8)
+    codes = np.empty(rows.shape, np.uint8)
+    for number, row in enumerate(rows):
+        values, codes[number] = np.unique(row, return_inverse=True)
+        if len(values) > 16:
+            return None
+        tables[number, : len(values)] = values
+    return codes, tables
+
+
+def bits_of(codes: Array) -> int:
+    """The fewest of BITS that hold the codes."""
+    return next(bits for bits in BITS if codes.max(initial=0) < 1 << bits)
+
+
 def find_palette(packed: Array, isa: Isa) -> Palette | None:
     """The narrowest palette of packed weights [blocks, runs, quads, vectors, lanes, 4], or None.
 
@@ -88,23 +108,17 @@ def find_palette(packed: Array, isa: Isa) -> Palette | None:
         blocks, units, UNIT, vectors, lanes // per_lane_block, per_lane_block, QUAD
     )
     rows = split.transpose(0, 3, 5, 4, 1, 2, 6)  # block, vector, row, lane block, unit, quad, byte
-    shape = rows.shape
-    tables = np.zeros((*shape[:4], 16), np.int8)
-    codes = np.empty((*shape[:4], units, 16), np.uint8)
-    most = 1
-    for place in np.ndindex(*shape[:4]):
-        values, found = np.unique(rows[place], return_inverse=True)
-        if len(values) > 16:
-            return None
-        most = max(most, len(values))
-        tables[place][: len(values)] = values
-        codes[place] = found.reshape(units, 16)
-    bits = next(bits for bits in BITS if most <= 1 << bits)
+    found = index_rows(rows.reshape(-1, units * UNIT * QUAD))
+    if found is None:
+        return None
+    codes, tables = found
+    bits = bits_of(codes)
     # block, unit, vector, row, bytes of a row
-    by_unit = codes.transpose(0, 4, 1, 2, 3, 5).reshape(blocks, units, vectors, shape[2], -1)
+    by_channel = codes.reshape(*rows.shape[:4], units, UNIT * QUAD)
+    by_unit = by_channel.transpose(0, 4, 1, 2, 3, 5)
     return Palette(
         bits,
-        arrangement(isa).planes(by_unit, bits),
+        arrangement(isa).planes(by_unit.reshape(*by_unit.shape[:4], -1), bits),
         tables.reshape(blocks, vectors, 4, QUAD * lanes),
     )
 

@@ -7,12 +7,14 @@ weights by 8 channels. Lane 4 g + t of a warp holds, as bytes that are neighbour
     weights    b0, b1: channel g, bytes 4 t and 16 + 4 t
     sums       0, 1: pixel g, channels 2 t and 2 t + 1;  2, 3: pixel g + 8, the same
 
-so codes are loaded as they lie in the image, and weights as they were packed, 8 bytes a lane.
+so codes are loaded as they lie in the image, and weights as they were packed, 8 bytes a lane; or 4
+or 2 bytes of codes into a palette, which the lane looks up in its channel's table.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +26,15 @@ from tvm.tirx.script import builder as T
 from ptq.kernels.binding import Binding, unravel
 from ptq.kernels.kernel import Buffer, Expr, Parameter
 from ptq.kernels.packed_convolution import PackedConvolution, Tile, in_order, pack
+from ptq.kernels.palette import Palette, bits_of, index_rows
+from ptq.kernels.palette_permute import look_up, pair_bytes, pair_selectors, pairs, unpaired
 from ptq.kernels.requantize import Rounding
 
 Array = npt.NDArray[Any]
 LANES = 32
 PIXELS, CHANNELS, STEP = 16, 8, 32  # of one mma
 FRAGMENT_BYTES = 8  # weights of a lane
+TABLE_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class WarpTile:
 class TensorConvolution:
     """y = requantize(bias + sum x * weight), as PackedConvolution; one group.
 
-    packed weights: [runs, steps, blocks of 8 channels, 32 lanes, 2, 4].
+    packed weights: [runs, steps, blocks of 8 channels, 32 lanes, 2, 4], int8 or codes.
+    bits: of the weights' codes, 4 or 2; 0 if weights are int8.
     """
 
     tile: WarpTile
@@ -58,6 +64,7 @@ class TensorConvolution:
     rounding: Rounding
     samples: int = 1
     sample_bytes: int = 0
+    bits: int = 0
 
     @property
     def pixels(self) -> int:
@@ -81,21 +88,36 @@ class TensorConvolution:
         return self.tiles[1] * self.tile.channels
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """weight int8; bias int32 [channels of all blocks], scales; x uint8, y codes."""
+        """weight int8, or codes and tables; bias int32 [all blocks], scales; x uint8, y codes."""
         channels = self.blocks * CHANNELS
         last = (self.samples - 1) * self.sample_bytes
         last += (self.out_rows - 1) * self.row_bytes + (self.out_width - 1) * self.pixel_bytes
         return (
-            Parameter("weight", "int8", len(self.runs) * self.steps * STEP * channels),
+            *self._weights(),
             Parameter("bias", "int32", channels),
             *self.rounding.scales(channels),
             Parameter("x", "uint8", last + self.runs[-1] + self.steps * STEP),
             Parameter("y", self.rounding.dtype, self.pixels * self.out),
         )
 
+    def _weights(self) -> tuple[Parameter, ...]:
+        lanes = len(self.runs) * self.steps * self.blocks * LANES
+        if not self.bits:
+            return (Parameter("weight", "int8", lanes * FRAGMENT_BYTES),)
+        return (
+            Parameter("codes", "uint8", lanes * pair_bytes(self.bits)),
+            Parameter("tables", "int8", self.blocks * CHANNELS * TABLE_BYTES),
+        )
+
+    def _sorted(self, arrays: Sequence[Any]) -> tuple[Sequence[Any], Any, Sequence[Any], Any, Any]:
+        """Weights, bias, scales, x and y out of the parameters in order."""
+        weights = 2 if self.bits else 1
+        *scales, x, y = arrays[weights + 1 :]
+        return arrays[:weights], arrays[weights], scales, x, y
+
     def emit(self, on: Binding, *buffers: Buffer) -> None:
         """A warp a tile; all its lanes meet at every mma."""
-        weight, bias, *scales, x, y = buffers
+        weights, bias, scales, x, y = self._sorted(buffers)
         work = PIXELS * self.tile.pixels * CHANNELS * self.tile.channels
         with on.nest([*self.tiles, LANES], work) as (down, across, lane):
             group, thread = tirx.floordiv(lane, 4), tirx.floormod(lane, 4)
@@ -110,11 +132,18 @@ class TensorConvolution:
                 start = bias[first + j * CHANNELS + e % 2]
                 T.buffer_store(sums, start, [self._sum(i, j) + e])
             block = across * self.tile.channels
+            tables = self._tables(weights, block * CHANNELS + group)
             for number, offset in enumerate(self.runs):
                 with T.serial(0, self.steps) as step:
                     starts = [corner + offset + step * STEP for corner in corners]
                     place = ((number * self.steps + step) * self.blocks + block) * LANES + lane
-                    self._multiply(weight, x, sums, starts, place)
+                    codes = self._codes(x, starts)
+                    for j in range(self.tile.channels):
+                        factors = self._factors(weights, place + j * LANES, tables[j])
+                        for i in range(self.tile.pixels):
+                            result = T.address_of(sums[self._sum(i, j)])
+                            call = T.call_extern("int32", "ptq_mma", result, *codes[i], *factors)
+                            T.evaluate(call)
             self._finish(sums, scales, y, rows, first)
 
     def _corner(self, pixel: Expr) -> Expr:
@@ -130,23 +159,34 @@ class TensorConvolution:
     def _sum(self, pixels: int, channels: int) -> int:
         return 4 * (pixels * self.tile.channels + channels)
 
-    def _multiply(
-        self, weight: Buffer, x: Buffer, sums: Buffer, starts: list[Expr], place: Expr
-    ) -> None:
-        """32 codes of every pixel; starts: of their rows. place: of the weights, in lanes."""
-        codes = [
+    def _tables(self, weights: Sequence[Buffer], channel: Expr) -> list[list[Expr]]:
+        """The words of the lane's table for every block of channels; none if weights are int8."""
+        words = {0: 0, 2: 1, 4: 4}[self.bits]
+        starts = [
+            (channel + j * CHANNELS) * TABLE_BYTES for j in range(self.tile.channels)
+        ]  # fmt: skip
+        return [
+            [T.Bind(_word("uint32", weights[1], start + 4 * n)) for n in range(words)]
+            for start in starts
+        ]
+
+    def _codes(self, x: Buffer, starts: list[Expr]) -> list[list[Expr]]:
+        """32 codes of every pixel: a0 to a3 for each block of 16; starts: of their rows."""
+        return [
             [T.Bind(_word("uint32", x, start + half)) for half in (0, STEP // 2) for start in pair]
             for pair in zip(starts[::2], starts[1::2], strict=True)
         ]
-        for j in range(self.tile.channels):
-            at = (place + j * LANES) * FRAGMENT_BYTES
-            factors = [T.Bind(_word("int32", weight, at + half)) for half in (0, 4)]
-            for i in range(self.tile.pixels):
-                result = T.address_of(sums[self._sum(i, j)])
-                T.evaluate(T.call_extern("int32", "ptq_mma", result, *codes[i], *factors))
+
+    def _factors(self, weights: Sequence[Buffer], place: Expr, table: list[Expr]) -> list[Expr]:
+        """b0 and b1; place: of the weights, in lanes."""
+        if not self.bits:
+            at = place * FRAGMENT_BYTES
+            return [T.Bind(_word("int32", weights[0], at + half)) for half in (0, 4)]
+        selectors = pair_selectors(self.bits, weights[0], place * pair_bytes(self.bits))
+        return [T.Bind(T.Cast("int32", look_up(self.bits, table, s))) for s in selectors]
 
     def _finish(
-        self, sums: Buffer, scales: list[Buffer], y: Buffer, rows: list[Expr], first: Expr
+        self, sums: Buffer, scales: Sequence[Buffer], y: Buffer, rows: list[Expr], first: Expr
     ) -> None:
         """Requantise and store what is inside."""
         for i, j, e in self._results():
@@ -155,11 +195,12 @@ class TensorConvolution:
                 code = self.rounding.vector(sums[self._sum(i, j) + e], scales, channel, 1)
                 T.buffer_store(y, code, [row * self.out + channel])
 
-    def oracle(self, weight: Array, bias: Array, *arrays: Array) -> Array:
+    def oracle(self, *arrays: Array) -> Array:
         """By PackedConvolution's, of the same weights."""
-        *scales, x = arrays
-        shape = (len(self.runs), self.steps, self.blocks, CHANNELS, 4, 2, 4)
-        rows = weight.reshape(shape).transpose(2, 3, 0, 1, 5, 4, 6)
+        weights, bias, scales, x, _ = self._sorted([*arrays, None])
+        weight = self._decoded(*weights) if self.bits else weights[0]
+        split = weight.reshape(len(self.runs), self.steps, self.blocks, CHANNELS, 4, 2, 4)
+        rows = split.transpose(2, 3, 0, 1, 5, 4, 6)
         same = PackedConvolution(
             "dp4a", Tile(1, 1, 1), self.runs, self.steps * STEP, self.row_bytes, self.pixel_bytes,
             self.out_rows, self.out_width, self.out, self.rounding,
@@ -169,6 +210,12 @@ class TensorConvolution:
         constants = [part[: self.out] for part in (bias, *scales)]
         return same.oracle(in_order(pack(kept, same), same.how), *constants, x)
 
+    def _decoded(self, codes: Array, tables: Array) -> Array:
+        by_lane = codes.reshape(-1, pair_bytes(self.bits))
+        indices = unpaired(by_lane, self.bits).reshape(-1, self.blocks, CHANNELS, 4 * 2 * 4)
+        lookup = tables.reshape(1, self.blocks, CHANNELS, TABLE_BYTES)
+        return np.take_along_axis(lookup, indices.astype(np.int64), -1)
+
 
 def _word(kind: str, buffer: Buffer, at: Expr) -> Expr:
     """Four neighbouring bytes as one number."""
@@ -176,9 +223,25 @@ def _word(kind: str, buffer: Buffer, at: Expr) -> Expr:
 
 
 def pack_fragments(rows: Array, kernel: TensorConvolution) -> Array:
-    """int8 [out, runs, run bytes] -> the kernel's order, zeros where there is nothing."""
+    """[out, runs, run bytes] -> [runs, steps, blocks, 8 channels, 4, 2, 4], filled with zeros."""
     out, runs, size = rows.shape
-    full = np.zeros((kernel.blocks * CHANNELS, runs, kernel.steps * STEP), np.int8)
+    full = np.zeros((kernel.blocks * CHANNELS, runs, kernel.steps * STEP), rows.dtype)
     full[:out, :, :size] = rows
     split = full.reshape(kernel.blocks, CHANNELS, runs, kernel.steps, 2, 4, 4)
-    return np.ascontiguousarray(split.transpose(2, 3, 0, 1, 5, 4, 6)).reshape(-1)
+    return np.ascontiguousarray(split.transpose(2, 3, 0, 1, 5, 4, 6))
+
+
+def pack_palette(fragments: Array) -> Palette | None:
+    """Fragments as codes and tables, or None if a channel has more than 16 values.
+
+    Codes of 3 bits take 4, so that a lane's are whole bytes.
+    """
+    blocks = fragments.shape[2]
+    by_channel = fragments.transpose(2, 3, 0, 1, 4, 5, 6)
+    found = index_rows(by_channel.reshape(blocks * CHANNELS, -1))
+    if found is None:
+        return None
+    codes, tables = found
+    bits = 2 if bits_of(codes) == 2 else 4
+    in_order = codes.reshape(by_channel.shape).transpose(2, 3, 0, 1, 4, 5, 6)
+    return Palette(bits, pairs(in_order, bits), tables)

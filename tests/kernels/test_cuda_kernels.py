@@ -14,7 +14,7 @@ pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compil
 from ptq.kernels.packed_convolution import PackedConvolution, Tile, in_order
 from ptq.kernels.palette import find_palette
 from ptq.kernels.requantize import Rounding
-from ptq.kernels.tensor_convolution import TensorConvolution, WarpTile, pack_fragments
+from ptq.kernels.tensor_convolution import TensorConvolution, WarpTile, pack_fragments, pack_palette
 from ptq.targets.tvm.nvcc import compile_cuda
 from tests.cuda_shim.shim import Shimmed, needs_gpp, needs_nvcc, text_of
 from tests.kernels.test_fast_kernels import contents
@@ -44,13 +44,19 @@ TENSOR: dict[str, Any] = {
         WarpTile(2, 1), (0, 64), 32, 64, 64, 2, 3, 5, ROUND, samples=3, sample_bytes=256
     ),
 }
+TENSOR_PALETTES = {
+    f"tensor_palette_of_{bits}_bits": TensorConvolution(
+        WarpTile(1, 2), (0, 80), 40, 80, 8, 5, 5, 13, ROUND, bits=bits
+    )
+    for bits in (2, 4)
+}
 PALETTES = {
     f"palette_of_{bits}_bits": PackedConvolution(
         "dp4a", Tile(2, 2, 4), (0, 36, 72), 32, 144, 8, 2, 3, 4, ROUND, bits
     )
     for bits in (2, 3, 4)
 }
-ALL = {**KERNELS, **DP4A, **TENSOR, **PALETTES}
+ALL = {**KERNELS, **DP4A, **TENSOR, **PALETTES, **TENSOR_PALETTES}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +94,7 @@ def test_fragments_are_packed_as_the_oracle_reads_them() -> None:
     x = rng.integers(0, 256, kernel.parameters()[-2].size).astype(np.uint8)
     room = kernel.parameters()[1].size
     bias, multiplier, shift = (np.full(room, n, np.int32) for n in (0, 1, 7))
-    found = kernel.oracle(pack_fragments(rows, kernel), bias, multiplier, shift, x)
+    found = kernel.oracle(pack_fragments(rows, kernel).reshape(-1), bias, multiplier, shift, x)
     acc = x[: 37 * 68].reshape(37, 68).astype(np.int64) @ rows[:, 0].T
     np.testing.assert_array_equal(found[0, 0, :, 0], ROUND.oracle(acc, 1, 7))
 
@@ -105,6 +111,26 @@ def test_weights_of_few_bits_are_decoded_in_the_loop(name: str, shimmed: Shimmed
     wanted = kernel.oracle(*arrays)
     np.testing.assert_array_equal(shimmed.run(name, *arrays).reshape(wanted.shape), wanted)
     assert len(np.unique(wanted)) > 10
+
+
+@needs_gpp
+@pytest.mark.parametrize("name", TENSOR_PALETTES)
+def test_weights_of_few_bits_go_to_tensor_cores(name: str, shimmed: Shimmed) -> None:
+    """Four values are 2 bits, five already 4."""
+    kernel = TENSOR_PALETTES[name]
+    values = np.array([-100, 0, 7, 120] if kernel.bits == 2 else [-100, 0, 7, 99, 120], np.int8)
+    rng = np.random.default_rng(4)
+    rows = rng.choice(values, (13, 2, 40))
+    rows[:, 0, : len(values)] = values
+    fragments = pack_fragments(rows, kernel)
+    found: Any = pack_palette(fragments)
+    assert found.bits == kernel.bits
+    _, *rest = contents(replace(kernel, bits=0), 127)
+    arrays = [found.codes.reshape(-1), found.tables.reshape(-1), *rest]
+    wanted = replace(kernel, bits=0).oracle(fragments.reshape(-1), *rest)
+    np.testing.assert_array_equal(kernel.oracle(*arrays), wanted)
+    np.testing.assert_array_equal(shimmed.run(name, *arrays).reshape(wanted.shape), wanted)
+    assert len(np.unique(wanted)) > 15
 
 
 @needs_nvcc

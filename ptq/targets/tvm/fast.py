@@ -16,12 +16,12 @@ from ptq.kernels.movement import Copy
 from ptq.kernels.packed_convolution import PackedConvolution, Tile, in_order, pack
 from ptq.kernels.palette import find_palette
 from ptq.kernels.requantize import Rounding, channel_ratios, floats_are_exact
-from ptq.kernels.tensor_convolution import CHANNELS, pack_fragments
+from ptq.kernels.tensor_convolution import CHANNELS
 from ptq.kernels.view import View
 from ptq.targets.tvm.gpu_tiles import gpu_tile
 from ptq.targets.tvm.images import as_image, in_quads, padded
 from ptq.targets.tvm.lowering import Lowering, Operand
-from ptq.targets.tvm.tensor_cores import tensor_kernel
+from ptq.targets.tvm.tensor_cores import tensor_kernel, with_weights
 
 Array = npt.NDArray[Any]
 TILES = {
@@ -126,11 +126,12 @@ def _call_packed(
 ) -> None:
     """Pack the weights in the widest way that is exact, and call."""
     sums = rows.astype(np.int64).reshape(len(rows), -1).sum(axis=1)
-    tensor = tensor_kernel(state.features, kernel) if state.weights != "packed" else None
+    tensor = tensor_kernel(state.features, kernel)
     if tensor is not None:
-        weight = state.constant(pack_fragments(rows, tensor))
-        constants = _constants(state, step, tensor.rounding, sums, tensor.blocks * CHANNELS)
-        state.call(step.name, tensor, weight, *constants, x, state.codes(step.output))
+        tensor, weights = with_weights(state, tensor, rows)
+        room = tensor.blocks * CHANNELS
+        constants = _constants(state, step, tensor.rounding, sums, room)
+        state.call(step.name, tensor, *weights, *constants, x, state.codes(step.output))
         return
     kernel, rows = _tuned(state, *_safe(kernel, rows))
     constants = _constants(
