@@ -40,15 +40,24 @@ def divergences(wanted: Array, found: Array, axis: int = -1) -> npt.NDArray[np.f
     return np.asarray((np.exp(p) * (p - q)).sum(axis=axis))
 
 
-def is_nearer(after: Sequence[Distances], before: Sequence[Distances]) -> bool:
+def is_nearer(after: Sequence[Distances], before: Sequence[Distances], doubt: float = 0.0) -> bool:
     """True unless the outputs, all together, went away from the float ones.
 
     Softened KL divergence and squared error weigh the same: what lowers their product is a gain.
+    doubt: a loss counts beyond so many of its standard errors, of the samples' choice.
     """
-    ratios = [
-        (a[1:].sum(1) + TINY) / (b[1:].sum(1) + TINY) for a, b in zip(after, before, strict=True)
-    ]
-    return float(np.log(ratios).sum()) <= 0
+    changes, errors = zip(*map(_change, after, before), strict=True)
+    return float(np.sum(changes)) <= doubt * float(np.linalg.norm(errors))
+
+
+def _change(after: Distances, before: Distances) -> tuple[float, float]:
+    """Logarithm of the product's ratio in one output, and its standard error by the jackknife."""
+    sums = [x[1:].sum(axis=1, keepdims=True) for x in (after, before)]
+    others = [np.maximum(total - x[1:], 0) for total, x in zip(sums, (after, before), strict=True)]
+    whole, without = (np.log((a + TINY) / (b + TINY)).sum(axis=0) for a, b in (sums, others))
+    n = len(without)
+    spread = np.square(without - without.mean()).sum() * (n - 1) / n
+    return float(whole[0]), float(np.sqrt(spread))
 
 
 def is_scores(x: Array) -> bool:

@@ -33,11 +33,16 @@ MOST_SAMPLES = 128
 
 @dataclass(frozen=True)
 class Step:
-    """A stage, and what reports call it. judged: it is kept only if it is a gain."""
+    """A stage, and what reports call it.
+
+    judged: it is kept only if it is a gain. doubt: it is left out only for a loss beyond so many
+    standard errors.
+    """
 
     name: str
     stage: Stage
     judged: bool = True
+    doubt: float = 0.0
 
 
 def climb(
@@ -57,7 +62,7 @@ def climb(
             continue
         context.report(Progress(f"judge {step.name}", 0, None))
         found = judge.distances(after)
-        kept = not step.judged or not best or is_nearer(found, best)
+        kept = not step.judged or not best or is_nearer(found, best, step.doubt)
         rungs.append(judge.rung(step.name, found, kept, time.monotonic() - started))
         if kept:
             plan, best = after, found

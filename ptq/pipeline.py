@@ -156,11 +156,14 @@ FITTED: tuple[Step, ...] = (
 
 LEARNS: tuple[Kind, ...] = ("codes", "bias", "steps", "scales")
 
+DOUBT = 1.0
+"""Standard errors for what learns: each of its blocks was judged by its own error already."""
+
 LEARNED: dict[Effort, tuple[Step, ...]] = {
     "fast": (),
-    "default": (Step("learned blocks", LearnRounding(LEARNS, iterations=150)),),
+    "default": (Step("learned blocks", LearnRounding(LEARNS, iterations=150), doubt=DOUBT),),
     "best": (
-        Step("learned blocks", LearnRounding(LEARNS, iterations=600, drop=0.25)),
+        Step("learned blocks", LearnRounding(LEARNS, iterations=600, drop=0.25), doubt=DOUBT),
         Step("learned biases", LearnRounding(("bias",), 100, bias_lr=1e-3, whole=True)),
     ),
 }

@@ -116,6 +116,20 @@ def test_a_loss_in_one_output_outweighs_a_smaller_gain_in_another() -> None:
     assert is_nearer([first * 0.7, second * 1.3], [first, second])
 
 
+def test_doubt_forgives_one_sample_and_no_loss_that_all_share() -> None:
+    before = np.ones((3, 20))
+    one, all_of_them = before * 0.95, before * 1.1
+    one[1:, 3] = 4.0
+    assert one.sum() > before.sum()
+    assert not is_nearer([one], [before])
+    assert is_nearer([one], [before], doubt=1.0)
+    assert not is_nearer([all_of_them], [before], doubt=1.0)
+
+
+def test_one_sample_leaves_no_doubt() -> None:
+    assert not is_nearer([np.full((3, 1), 1.1)], [np.ones((3, 1))], doubt=1.0)
+
+
 def test_a_perfect_output_can_only_be_left() -> None:
     exact, off = np.zeros((3, 4)), np.full((3, 4), 1e-9)
     assert is_nearer([exact], [off])
