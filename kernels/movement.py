@@ -89,6 +89,53 @@ class Fill:
 
 
 @dataclass(frozen=True)
+class Pad:
+    """y = x with a frame of `value`: both at once, as a GPU starts one kernel sooner than two.
+
+    inner: x's [samples, rows, width, groups, channels]; outer: y's [samples, tall, wide, groups,
+    room], both dense; what a group has beyond its channels is `value`, too. before: rows and pixels
+    of the frame.
+    """
+
+    inner: tuple[int, int, int, int, int]
+    outer: tuple[int, int, int, int, int]
+    before: tuple[int, int]
+    value: int
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """x and y uint8."""
+        x, y = (int(np.prod(shape, dtype=np.int64)) for shape in (self.inner, self.outer))
+        return Parameter("x", "uint8", x), Parameter("y", "uint8", y)
+
+    def emit(self, on: Binding, x: Buffer, y: Buffer) -> None:
+        """In y's order of memory."""
+        from_x, to_y = (
+            View(self.inner, strides_of(self.inner)),
+            View(self.outer, strides_of(self.outer)),
+        )
+        with on.nest(self.outer) as (sample, row, column, group, channel):
+            places = [row - self.before[0], column - self.before[1], channel]
+            sizes = (self.inner[1], self.inner[2], self.inner[4])
+            inside = tirx.all(
+                *(test for p, n in zip(places, sizes, strict=True) for test in (p >= 0, p < n))
+            )
+            code = on.local("uint8")
+            T.buffer_store(code, T.uint8(self.value), [0])
+            with T.If(inside), T.Then():
+                at = from_x.at([sample, places[0], places[1], group, channel])
+                T.buffer_store(code, x[at], [0])
+            T.buffer_store(y, code[0], [to_y.at([sample, row, column, group, channel])])
+
+    def oracle(self, x: Array) -> Array:
+        """By numpy's slices."""
+        out = np.full(self.outer, self.value, np.uint8)
+        top, left = self.before
+        _, rows, width, _, channels = self.inner
+        out[:, top : top + rows, left : left + width, :, :channels] = x.reshape(self.inner)
+        return out
+
+
+@dataclass(frozen=True)
 class Take:
     """y[i] = x[index[i]] where index is not negative; other elements stay.
 

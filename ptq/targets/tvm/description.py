@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ptq.errors import UsageError
-from ptq.targets.tvm.tools import require_nvcc, require_tvm
+from ptq.targets.tvm.tools import require_architectures, require_tvm
 
 PREFIX = "tvm:"
 KINDS = ("llvm", "c", "cuda")
@@ -74,11 +74,11 @@ class Description:
         """Fail now if what compiles for it is not installed.
 
         Raises:
-            MissingDependencyError: it is not.
+            MissingDependencyError: it is not. UsageError: it does not know the GPU.
         """
         require_tvm()
         if self.on_device:
-            require_nvcc()
+            require_architectures(self.architectures)
 
     def resolved(self) -> Description:
         """With 'native' replaced by what this machine is, so that it can be recorded.

@@ -64,7 +64,7 @@ def fast_convolution(state: Lowering, step: Convolve) -> str | None:
 
 
 def _packed(state: Lowering, step: Convolve, isa: dot.Isa) -> None:
-    image = padded(state, step, step.groups, isa.alignment)
+    image = padded(state, step, step.groups, isa)
     every, _, tall, wide = step.weight.shape
     out = every // step.groups
     rows = _with_room(step.weight.transpose(0, 2, 3, 1), image.channels)
@@ -197,7 +197,7 @@ def _group(kernel: PackedConvolution, rows: Array) -> int:
 
 
 def _depthwise(state: Lowering, step: Convolve, isa: dot.Isa) -> None:
-    image = padded(state, step, 1, 1)
+    image = padded(state, step, 1, isa)
     channels, _, tall, wide = step.weight.shape
     down, right = step.dilations
     weight: Array = step.weight.reshape(channels, -1).T.astype(np.int16)  # [taps, channels]

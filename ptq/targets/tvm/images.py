@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ptq.integer.program import Convolve
-from ptq.kernels.dot import QUAD
-from ptq.kernels.movement import Copy, Fill
+from ptq.kernels.dot import QUAD, Isa
+from ptq.kernels.kernel import strides_of
+from ptq.kernels.movement import Copy, Fill, Pad
 from ptq.kernels.view import View
 from ptq.targets.tvm.lowering import Lowering, Operand
 
@@ -59,31 +60,27 @@ def in_quads(step: Convolve) -> Convolve:
     return replace(step, weight=weight, groups=channels // QUAD)
 
 
-def padded(state: Lowering, step: Convolve, groups: int, alignment: int) -> Image:
+def padded(state: Lowering, step: Convolve, groups: int, isa: Isa) -> Image:
     """The input with its zero point around it: a copy if there is padding, of whatever kind.
 
-    alignment: of every group's channels, in bytes.
+    Every group's channels begin where the instruction set wants them to.
     """
     samples, every, *sizes = state.shape(step.input)
     rows, width = sizes if len(sizes) == 2 else (1, *sizes)
     top, left, bottom, right = step.pads
     tall, wide = rows + top + bottom, width + left + right
     channels = every // groups
-    room = -(-channels // alignment) * alignment
-    pixel = groups * room
+    room = -(-channels // isa.alignment) * isa.alignment
     source = state.codes(step.input)
     if any(step.pads) or room != channels:
-        made = state.scratch(f"{step.name}/padded", samples * tall * wide * pixel)
-        if any(step.pads):
-            zero = state.plan(step.input).zero_point
-            state.call(step.name, Fill(View((samples * tall * wide * pixel,), (1,)), zero), made)
-        shape = (samples, rows, width, groups, channels)
-        inside = View(
-            shape, (tall * wide * pixel, wide * pixel, pixel, room, 1), (top * wide + left) * pixel
+        pad = Pad(
+            (samples, rows, width, groups, channels),
+            (samples, tall, wide, groups, room),
+            (top, left),
+            state.plan(step.input).zero_point,
         )
-        dense = View(shape, (rows * width * every, width * every, every, channels, 1))
-        state.call(step.name, Copy(dense, inside), source, made)
-        source = made
+        source = _pad(state, step, pad, one_kernel=isa.by_thread)
+    pixel = groups * room
     out = [
         (size - (k - 1) * d - 1) // s + 1
         for size, k, d, s in zip(
@@ -91,3 +88,18 @@ def padded(state: Lowering, step: Convolve, groups: int, alignment: int) -> Imag
         )
     ]
     return Image(source, samples, room, tall * wide * pixel, wide * pixel, pixel, room, *out)
+
+
+def _pad(state: Lowering, step: Convolve, pad: Pad, *, one_kernel: bool) -> Operand:
+    """By one kernel; or by two loops without a test, which a CPU is faster at."""
+    _, wanted = pad.parameters()
+    source, made = state.codes(step.input), state.scratch(f"{step.name}/padded", wanted.size)
+    if one_kernel:
+        state.call(step.name, pad, source, made)
+        return made
+    state.call(step.name, Fill(View((wanted.size,), (1,)), pad.value), made)
+    strides = strides_of(pad.outer)
+    start = pad.before[0] * strides[1] + pad.before[1] * strides[2]
+    inside, dense = View(pad.inner, strides, start), View(pad.inner, strides_of(pad.inner))
+    state.call(step.name, Copy(dense, inside), source, made)
+    return made

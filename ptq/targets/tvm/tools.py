@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import string
+import subprocess
+from collections.abc import Sequence
 from importlib.util import find_spec
 
-from ptq.errors import MissingDependencyError
+from ptq.errors import MissingDependencyError, UsageError
 
 INSTALL = "install it with: pip install 'ptq-compiler[tvm]'"
 
@@ -35,3 +38,19 @@ def require_nvcc() -> str:
             "toolkit (12 or newer), or set NVCC"
         )
     return found
+
+
+def require_architectures(wanted: Sequence[str]) -> None:
+    """Fail now if nvcc does not compile for a GPU.
+
+    Raises:
+        MissingDependencyError: nvcc is not installed. UsageError: it does not know one.
+    """
+    command = [require_nvcc(), "--list-gpu-code"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    unknown = [name for name in wanted if name.rstrip(string.ascii_lowercase) not in listed]
+    if unknown:
+        raise UsageError(
+            f"--target cuda:{'+'.join(wanted)}: {command[0]} does not compile for "
+            f"{', '.join(unknown)}; wanted some of {', '.join(listed)}"
+        )

@@ -21,12 +21,13 @@ from click.testing import CliRunner
 
 from ptq import runtime
 from ptq.cli import main
-from ptq.errors import MissingDependencyError, UnsupportedModelError
+from ptq.errors import MissingDependencyError, UnsupportedModelError, UsageError
 from ptq.integer.program import Mean, Program
 from ptq.integer.reference import Reference
 from ptq.pipeline import quantize
 from ptq.recipe import Recipe
 from ptq.report.kernel_times import inspect_module
+from ptq.targets.tvm.description import Description
 from ptq.targets.tvm.module import Compiled, CompileOptions, compile_program
 from tests.cuda_shim import shim
 from tests.execute import small_programs
@@ -181,6 +182,12 @@ def test_missing_nvcc_is_said_before_anything_is_quantised(
     assert done.exit_code == MissingDependencyError.exit_code
     assert "needs no-such-nvcc, which is not on the PATH" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_gpu_that_nvcc_does_not_know_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVCC", str(shim.HERE / "nvcc"))
+    with pytest.raises(UsageError, match=r"does not compile for sm_61; wanted some of sm_75, "):
+        Description.parse("cuda:sm_61+sm_80").require_tools()
 
 
 def test_what_has_no_kernel_is_named_before_nvcc_is_asked_for(
