@@ -45,7 +45,7 @@ RIVAL_BITS = dict.fromkeys(RIVALS, (4,)) | {
     "onnxruntime HQQ": (2, 4),
 }
 """What onnxruntime 1.32 writes: its k-quant and GPTQ have 4 bits only, none has 3."""
-INTEGER = ("w8a8", "w4a8")
+INTEGER = (("w8a8", 0), ("w4a8", 0), ("w4a8", 32))
 EVAL = 76
 """Windows that perplexity is measured on, drawn once."""
 
@@ -60,7 +60,7 @@ def cases(seeds: list[int]) -> Iterator[tuple[str, str, int, int]]:
                     rival_lacks = method in RIVALS and bits not in RIVAL_BITS[method]
                     if not rival_lacks and (method not in UNSEEDED or seed == seeds[0]):
                         yield method, f"w{bits}a16", group, seed
-        yield from (("integer", precision, 0, seed) for precision in INTEGER)
+        yield from (("integer", precision, group, seed) for precision, group in INTEGER)
 
 
 def drawn(folder: Path, seed: int, samples: int) -> Tokens:
@@ -77,7 +77,9 @@ def write(case: tuple[str, str, int, int], model: Path, tokens: Tokens, out: Pat
 
         rival_matmul_nbits.write(method, int(precision[1]), group, model, tokens, out)
     elif method == "integer":
-        recipe = ptq.Recipe.preset(precision).replace(seed=seed, strict=True, effort="fast")
+        recipe = ptq.Recipe.preset(precision).replace(
+            seed=seed, strict=True, effort="fast", group_size=group or None
+        )
         ptq.quantize(model, [tokens], recipe).save(out)
     else:
         recipe = ptq.Recipe.preset(precision).replace(
@@ -127,14 +129,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--minutes", type=float, default=9, help="begin no case after them")
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--only", default="", help="of /method/precision/group/seed")
     parser.add_argument("--out", type=Path, default=Path("out/language.jsonl"))
     options = parser.parse_args()
     start = time.monotonic()
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     done = {(r["method"], r["precision"], r["group"], r["seed"]) for r in map(json.loads, lines)}
     for case in cases(options.seeds):
-        if case in done or options.only not in "/".join(map(str, case)):
+        if case in done or options.only not in "/" + "/".join(map(str, case)):
             continue
         if time.monotonic() - start > 60 * options.minutes:
             print("more is left; run this again")

@@ -31,6 +31,14 @@ from ptq.passes.rounding import (
     search_scales,
     squant,
 )
+from ptq.passes.rounding.block_scales import nearest_blocks, squant_blocks
+from ptq.passes.rounding.integer_blocks import (
+    PAIR_SAFE,
+    WHOLE,
+    WIDEST,
+    Blocks,
+    round_in_blocks,
+)
 from ptq.plan import LayerGrid, Plan, WeightPlan
 
 DAMP_SAMPLES = 10.0
@@ -106,12 +114,17 @@ def round_to(
 
 @dataclass(frozen=True)
 class Rounded:
-    """codes: [rows, K] uint8; scale, zero_point, error: [rows]."""
+    """Codes [rows, K] uint8; scale, zero_point, error: [rows].
+
+    factors: of blocks of `block_size` inputs, [rows, blocks] int8, or None.
+    """
 
     codes: Codes
     scale: Floats
     zero_point: Integers
     error: Floats
+    factors: npt.NDArray[np.int8] | None = None
+    block_size: int = 0
 
     @staticmethod
     def like(rows: Floats) -> Rounded:
@@ -129,6 +142,8 @@ def round_rows(
     context: Context, plan: Plan, unit: Unit, rows: Floats, gram: Floats | None, grid: Grid
 ) -> Rounded:
     """Scales, zero points and codes of some channels of a weight on one grid."""
+    if in_blocks(context, unit, grid):
+        return round_blocks(context, plan, unit, rows, gram, grid)
     snap, pairs = snapping(context, plan, unit), pairs_to_cap(context, plan, unit, grid)
     weighings = (None,) if gram is None else (gram, None)
     searches = [search_scales(rows, grid, g, snap=snap, pairs=pairs) for g in weighings]
@@ -146,11 +161,39 @@ def round_rows(
     return Rounded(codes, scale, zero_point, row_errors(rows, w_hat, gram))
 
 
+def in_blocks(context: Context, unit: Unit, grid: Grid) -> bool:
+    """True if groups of inputs of this product have scales of their own."""
+    product = unit.kind == "gemm" and context.recipe.group_size is not None
+    return product and grid.uniform and not grid.half and grid.bits <= WIDEST
+
+
+def round_blocks(
+    context: Context, plan: Plan, unit: Unit, rows: Floats, gram: Floats | None, grid: Grid
+) -> Rounded:
+    """Row scales, block factors and codes of a product's weight."""
+    size = context.recipe.block_size
+    short = -rows.shape[1] % size
+    w = np.pad(rows, ((0, 0), (0, short)))
+    h = None if gram is None else damped(np.pad(gram, ((0, 0), (0, short), (0, short))), 1e-9)
+    limit = WHOLE if context.recipe.cpu == "vnni" else PAIR_SAFE
+    alone = squant_blocks if context.recipe.rounding == "squant" else nearest_blocks
+    how = Blocks(size, limit, snapping(context, plan, unit), alone)
+    found, scale, factors = round_in_blocks(w, grid, h, how)
+    width = rows.shape[1]
+    difference = found.dequantize()[:, :width] - rows
+    exact = np.square(difference).sum(axis=1)
+    error = exact if gram is None else row_errors(rows, rows + difference, gram)
+    return Rounded(found.codes[:, :width], scale, found.zero_point[:, 0], error, factors, size)
+
+
 def finished(unit: Unit, grid: Grid, found: Rounded) -> tuple[WeightPlan, float]:
     """The plan of a weight, and the sum of its rows' errors."""
     scale, zero_point = found.scale.astype(np.float32), found.zero_point.astype(np.int64)
     codes = in_layout(unit, found.codes)
-    return WeightPlan(grid, unit_axis(unit), scale, zero_point, codes), float(found.error.sum())
+    weight = WeightPlan(grid, unit_axis(unit), scale, zero_point, codes)
+    if found.factors is not None:
+        weight = replace(weight, block_size=found.block_size, block_multiplier=found.factors)
+    return weight, float(found.error.sum())
 
 
 def by_kernel(unit: Unit, rows: Floats) -> Floats:

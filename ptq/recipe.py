@@ -37,12 +37,12 @@ WEIGHTS_ONLY: Mapping[str, tuple[tuple[Any, ...], str]] = {
 }
 """What recipes of weights only must have, and why."""
 INTEGER: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "group_size": ((None,), "an integer product has one scale a channel; groups need w4a16"),
     "compute": (("float",), "integer networks compute in int8 anyway; this is of w4a16"),
 }
 """What all other recipes must have, and why."""
 _PRECISION = re.compile(r"w([2-8])a([2-8]|16)")
 DEFAULT_GROUP = 128
+GROUPED_BITS = 4
 FLOAT_BITS = 16
 """What the field calls activations that are not quantised."""
 
@@ -79,7 +79,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         worth its time in transformers, whose residual stream has outliers.
     weights_only: weights of matrix products alone are quantised, in groups of inputs, and all is
         computed in floats ('w4a16'); the fields from here to `compute` are of this way only.
-    group_size: inputs that share a scale and a zero point; None is 128.
+    group_size: inputs that share a scale and a zero point; None is 128 for weights only, and a
+        scale a channel for integer products, where it is a small integer times the channel's.
     act_order: second-order rounding takes the inputs of the largest mean square first.
     descent: coordinate descent and refitted scales after it.
     match_float: a layer aims at what the float network has there, not at its own float product.
@@ -128,6 +129,13 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                     f"recipe: {self.precision} with {field} {getattr(self, field)!r}; wanted "
                     f"{' or '.join(map(str, wanted))}: {why}"
                 )
+        roomy = self.weight_bits <= GROUPED_BITS and self.grid == "uniform"
+        if self.group_size is not None and not (self.weights_only or roomy):
+            raise RecipeError(
+                f"recipe: {self.precision}, grid {self.grid!r}, with group_size {self.group_size}; "
+                f"groups of integer weights need {GROUPED_BITS} bits or fewer, uniform, so that "
+                "a group's factor fits into int8: use fewer bits, or w8a16"
+            )
 
     @staticmethod
     def preset(name: str) -> Recipe:

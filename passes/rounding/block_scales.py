@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ptq.grid import Codes, Floats, Grid, Integers
 from ptq.passes.rounding.coordinate import coordinate_descent
+from ptq.passes.rounding.flip import squant
 from ptq.passes.rounding.layer_error import row_errors
 from ptq.passes.rounding.range_search import search_scales
 
@@ -79,6 +80,15 @@ def nearest_blocks(w: Floats, grid: Grid, scale: Floats, zero_point: Integers) -
     size = w.shape[1] // scale.shape[1]
     flat = scale.T.reshape(-1), zero_point.T.reshape(-1)
     codes = grid.quantize(as_rows(w, size), *flat)
+    codes = codes.reshape(-1, len(w), size).swapaxes(0, 1).reshape(w.shape)
+    return Blocked(grid, np.ascontiguousarray(codes), scale, zero_point)
+
+
+def squant_blocks(w: Floats, grid: Grid, scale: Floats, zero_point: Integers) -> Blocked:
+    """SQuant in every block: its errors cancel in their sum."""
+    size = w.shape[1] // scale.shape[1]
+    flat = scale.T.reshape(-1), zero_point.T.reshape(-1)
+    codes = squant(as_rows(w, size)[:, :, None], grid, *flat)
     codes = codes.reshape(-1, len(w), size).swapaxes(0, 1).reshape(w.shape)
     return Blocked(grid, np.ascontiguousarray(codes), scale, zero_point)
 

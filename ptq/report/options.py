@@ -94,7 +94,8 @@ RECIPE = (
     click.option(
         "--group-size",
         type=click.Choice(GROUP_SIZES),
-        help="With w4a16: inputs that share a scale.  [default: 128]",
+        help="Inputs of a product that share a scale, for weights of 2 to 4 bits.  "
+        "[default: 128 with w4a16, else a channel]",
     ),
     click.option(
         "--compute",

@@ -94,14 +94,8 @@ def _checked(recipe: Recipe, calib: Any) -> Recipe:
             f"quantize_weights: got the recipe {recipe.precision}; wanted one of weights only, "
             "such as Recipe.preset('w4a16'), or use ptq.quantize"
         )
-    if calib is None and recipe.rounding == "gptq":
-        return replace_rounding(recipe)
-    return recipe
-
-
-def replace_rounding(recipe: Recipe) -> Recipe:
-    """The recipe with what rounds without samples."""
-    return recipe.replace(rounding="squant")
+    alone = calib is None and recipe.rounding == "gptq"
+    return recipe.replace(rounding="squant") if alone else recipe
 
 
 def _round_all(

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ptq.grid import Floats, Grid
-from ptq.passes.rounding import Feedback, damped, gptq, row_errors, squant, target_weight
+from ptq.passes.rounding import Feedback, damped, gptq, row_errors, target_weight
 from ptq.passes.rounding.block_scales import (
     Blocked,
-    as_rows,
     nearest_blocks,
     refine_blocks,
     search_block_scales,
+    squant_blocks,
 )
 from ptq.recipe import Recipe
 from ptq.targets.matmul_nbits import CONTAINERS, BlockWeight, stored_scale
@@ -106,14 +106,8 @@ def round_product(w: Floats, bits: int, recipe: Recipe, moments: Moments | None)
 def by_weights(w: Array, grid: Grid, size: int, rounding: str) -> Blocked:
     """Nearest levels, or SQuant's in every block, on the scales with the least weight error."""
     scale, zero_point = search_block_scales(w, grid, size)
-    scale = stored_scale(scale)
-    found = nearest_blocks(w, grid, scale, zero_point)
-    if rounding != "squant":
-        return found
-    flat = scale.T.reshape(-1), zero_point.T.reshape(-1)
-    codes = squant(as_rows(w, size)[:, :, None], grid, *flat)
-    codes = codes.reshape(-1, len(w), size).swapaxes(0, 1).reshape(w.shape)
-    return replace(found, codes=np.ascontiguousarray(codes))
+    alone = squant_blocks if rounding == "squant" else nearest_blocks
+    return alone(w, grid, stored_scale(scale), zero_point)
 
 
 def second_order(w: Array, grid: Grid, size: int, gram: Array, recipe: Recipe) -> Blocked:

@@ -23,8 +23,8 @@ class Rates:
     """Learning: steps a block; rates of codes, in codes, and of scales, in their logarithms."""
 
     iterations: int = 150
-    codes: float = 1e-2
-    scales: float = 3e-3
+    codes: float = 3e-3
+    scales: float = 1e-3
 
 
 LEARNED: dict[Effort, Rates | None] = {"fast": None, "default": None, "best": Rates()}

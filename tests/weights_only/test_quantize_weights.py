@@ -49,6 +49,17 @@ def test_states_in_files_and_another_run_give_the_same_file(
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+def test_blocks_are_learned_where_that_is_asked_for(result: ptq.WeightsResult) -> None:
+    held_out, recipe = inputs(256, seed=2), W4.replace(weight_bits=2)
+    plain, learned = (
+        ptq.quantize_weights(gated_network(), [inputs(512)], recipe.replace(effort=effort))
+        for effort in ("default", "best")
+    )
+    assert not any(outcome.learned for outcome in plain.outcomes.values())
+    assert any(outcome.learned for outcome in learned.outcomes.values())
+    assert sqnr(learned, held_out) > sqnr(plain, held_out) - 0.1
+
+
 def test_without_samples_weights_are_rounded_alone() -> None:
     result = ptq.quantize_weights(gated_network(), None, W4)
     assert result.samples == 0
@@ -91,9 +102,10 @@ def test_what_weights_only_cannot_have_is_refused(change: dict[str, object]) -> 
         W4.replace(**change)
 
 
-def test_groups_of_integer_networks_are_refused() -> None:
-    with pytest.raises(RecipeError, match="w4a16"):
-        ptq.Recipe.preset("w4a8").replace(group_size=32)
+@pytest.mark.parametrize("change", [{"weight_bits": 8}, {"grid": "power"}])
+def test_integer_groups_need_narrow_uniform_weights(change: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match="4 bits or fewer"):
+        ptq.Recipe.preset("w4a8").replace(group_size=32, **change)
 
 
 def run(*arguments: object) -> tuple[int, str]:
