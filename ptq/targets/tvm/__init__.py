@@ -4,9 +4,10 @@
     trace        the shape of every value, for one sample or a fixed batch
     support      what cannot be compiled, said before anything is
     layout       channels last where images are, and where an element is
-    lowering     steps to kernel calls, by the table in `steps`
+    lowering     steps to kernel calls, by the table in `steps`; `fast` and `tensor_cores` choose
     memory_plan  offsets in one arena
-    driver       the entry function: calls in order
+    host_code    a CPU: TVM's compiler; `driver` is the entry function, calls in order
+    device_code  a GPU: `cuda_text`, `nvcc`, and a table of launches
     module       compile, link, describe
 
 The kernels are in ptq.kernels. Only modules from `lowering` on import TVM.

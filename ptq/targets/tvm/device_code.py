@@ -102,6 +102,7 @@ class DeviceCode:
         return "\n".join(
             [
                 f"#define PTQ_KERNELS {len(self.names)}",
+                f"#define PTQ_MOST_OPERANDS {max(len(call.operands) for call in self.launches)}",
                 f"#define PTQ_WEIGHTS_BYTES {places.weights_bytes}",
                 f"#define PTQ_ARENA_OFFSET {places.arena}",
                 f"#define PTQ_DEVICE_BYTES {places.size}",

@@ -10,7 +10,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 
-enum { MOST_OPERANDS = 16, NON_BLOCKING = 1 };
+enum { NON_BLOCKING = 1 };
 
 __asm__(".section .rodata\n"
         ".balign 64\n"
@@ -75,8 +75,8 @@ static int32_t load(void)
 
 static int32_t launch(const Launch *call)
 {
-    CUdeviceptr addresses[MOST_OPERANDS];
-    void *arguments[MOST_OPERANDS];
+    CUdeviceptr addresses[PTQ_MOST_OPERANDS];
+    void *arguments[PTQ_MOST_OPERANDS];
     for (int i = 0; i < call->operands; i++) {
         addresses[i] = memory + operands[call->first + i];
         arguments[i] = &addresses[i];
