@@ -17,7 +17,7 @@ from ptq.kernels.requantize import Rounding
 from ptq.kernels.tensor_convolution import TensorConvolution, WarpTile, pack_fragments, pack_palette
 from ptq.targets.tvm.nvcc import compile_cuda
 from tests.cuda_shim.shim import Shimmed, needs_gpp, needs_nvcc, text_of
-from tests.kernels.test_fast_kernels import contents
+from tests.kernels.test_fast_kernels import contents, ties
 from tests.kernels.test_generic_kernels import KERNELS, arguments
 from tests.kernels.test_palette import weights
 
@@ -85,6 +85,15 @@ def test_gpu_kernel_equals_its_oracle(name: str, shimmed: Shimmed) -> None:
     wanted = kernel.oracle(*arrays)
     np.testing.assert_array_equal(shimmed.run(name, *arrays).reshape(wanted.shape), wanted)
     assert len(np.unique(wanted)) > 15
+
+
+@needs_gpp
+@pytest.mark.parametrize("name", ["rows_of_a_window", "tensor_gemm"])
+def test_halves_are_rounded_to_even(name: str, shimmed: Shimmed) -> None:
+    arrays = ties(ALL[name])
+    wanted = ALL[name].oracle(*arrays)
+    np.testing.assert_array_equal(shimmed.run(name, *arrays).reshape(wanted.shape), wanted)
+    assert len(np.unique(wanted)) > 20
 
 
 def test_fragments_are_packed_as_the_oracle_reads_them() -> None:

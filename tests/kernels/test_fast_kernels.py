@@ -60,6 +60,22 @@ def contents(kernel: Any, reach: int) -> list[np.ndarray]:
     ]
 
 
+def ties(kernel: Any) -> list[np.ndarray]:
+    """Small sums over 16, of which every sixteenth is half way between two codes."""
+    weight, bias, _, shift, x = contents(kernel, 1)
+    ones = np.ones(bias.size, np.int32)
+    return [weight, bias // 8, ones, 0 * shift + 4, x]
+
+
+@needs_avx2
+def test_halves_are_rounded_to_even_on_int64() -> None:
+    kernel = replace(PACKED["rows_of_a_window"], rounding=replace(ROUND, floats=False))
+    arrays = ties(kernel)
+    wanted = kernel.oracle(*arrays)
+    np.testing.assert_array_equal(run(kernel, *arrays).reshape(wanted.shape), wanted)
+    assert len(np.unique(wanted)) > 20
+
+
 @needs_avx2
 @pytest.mark.parametrize("floats", [True, False])
 @pytest.mark.parametrize("name", PACKED)
