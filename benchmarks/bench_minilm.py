@@ -4,6 +4,9 @@
     python benchmarks/bench_minilm.py MODEL.safetensors --latency
     python benchmarks/bench_minilm.py MODEL.safetensors --rival NAME=FILE.onnx
 
+--latency times one thread by its CPU time, in turns, which a busy machine hardly disturbs; modules
+are compiled for each length.
+
 MODEL.safetensors: see minilm.py. Needs the shared data (PTQ_SHARED, default ../shared): sentences
 of stsb_calib to quantise on (the seed chooses which), pairs of stsb_eval to measure on; nothing is
 chosen by those. Batch and length are dynamic everywhere. --rival measures a file that another tool
@@ -35,12 +38,16 @@ from onnxruntime.quantization import (
 )
 
 import ptq
-from ptq.report.benchmark import BenchOptions, bench
-from ptq.report.session import open_session
+from ptq.compilation import compile_file
+from ptq.report.compiled import open_file
+from ptq.report.cpu import surroundings
+from ptq.report.session import Session, open_session
+from ptq.report.significance import median_interval
 from ptq.targets.inspect_runtime import runtime_graph
+from ptq.targets.tvm.module import CompileOptions
 
 SHARED = Path(os.environ.get("PTQ_SHARED", Path(__file__).parents[2] / "shared"))
-LENGTHS, SECONDS = (16, 64, 128), 30.0
+LENGTHS, SECONDS, WARMUP = (16, 64, 128), 20.0, 3
 W8, W4 = ptq.Recipe(), ptq.Recipe.from_bits(4).replace(effort="fast")
 RECIPES = {
     "w8a8": W8,
@@ -53,6 +60,7 @@ RECIPES = {
     "w8a8, cpu vnni": W8.replace(cpu="vnni"),
 }
 TIMED = ("float", "w8a8", "w4a8", "onnxruntime dynamic", "onnxruntime static")
+COMPILED = ("w8a8", "w4a8")
 NARROW = "7-bit weights"
 """The rival's own advice for CPUs without VNNI, whose 8-bit products saturate."""
 FLOAT_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention")
@@ -145,28 +153,46 @@ def accuracy(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
     }  # fmt: skip
 
 
+def opened(length: int, options: argparse.Namespace) -> dict[str, Session]:
+    """Every model to be timed, on one thread; modules are compiled for this length."""
+    paths = {name: made(name, 0, options)[0] for name in (*TIMED, *options.rivals)}
+    for name in COMPILED:
+        module = options.models / f"{name}.{length}.so"
+        if not module.exists():
+            compile_file(paths[name], module, CompileOptions(sizes={"length": length}))
+        paths[f"{name}, compiled"] = module
+    return {name: open_file(path, name=name, threads=1) for name, path in paths.items()}
+
+
 def latency(length: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Batch 1: medians of interleaved runs, and of their ratios to the float model's."""
-    names = [*TIMED, *options.rivals]
-    sessions = {
-        name: open_session(made(name, 0, options)[0], threads=options.threads) for name in names
-    }
+    """Batch 1, one thread, CPU time: medians of runs in turns, and of their ratios to float's."""
+    sessions = opened(length, options)
     ids = np.random.default_rng(0).integers(1000, 20000, (1, length))
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    found = bench(sessions, feeds, BenchOptions(seconds=SECONDS, threads=options.threads))
-    for name, timing, ratio, interval in zip(
-        names, found.timings, found.speedups, found.speedup_intervals, strict=True
-    ):
+    rounds: list[list[float]] = []
+    around, started = surroundings(), time.perf_counter()
+    while time.perf_counter() - started < SECONDS:
+        rounds.append([cpu_ms(session, feeds) for session in sessions.values()])
+    times = np.asarray(rounds[WARMUP:])
+    ratios = times[:, :1] / times
+    for column, name in enumerate(sessions):
         yield {
             "model": name,
             "tokens": length,
-            "threads": options.threads,
-            "p50_ms": round(timing.p50_ms, 2),
-            "speedup": round(ratio, 3),
-            "interval": [round(end, 3) for end in interval],
-            "load": found.surroundings.load,
-            "cpu": str(found.surroundings.cpu),
+            "threads": 1,
+            "p50_ms": round(float(np.median(times[:, column])), 2),
+            "speedup": round(float(np.median(ratios[:, column])), 3),
+            "interval": [round(end, 3) for end in median_interval(ratios[:, column], 0.95)],
+            "load": around.load,
+            "cpu": str(around.cpu),
         }
+
+
+def cpu_ms(session: Session, feeds: dict[str, Any]) -> float:
+    """CPU time of this thread for one run."""
+    started = time.thread_time()
+    session.run(feeds)
+    return 1e3 * (time.thread_time() - started)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -199,7 +225,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--only", nargs="*")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--latency", action="store_true")
     parser.add_argument("--rival", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--models", type=Path, default=Path("out/minilm"))

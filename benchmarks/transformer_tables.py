@@ -34,9 +34,10 @@ layer norms are balanced.
 LATENCY = """\
 ## MiniLM, latency
 
-Batch 1, {threads} thread(s), {cpu}; one minute's load of the machine {load}. Milliseconds are
-medians; `x` is float's time divided by the model's, the median over interleaved rounds, and its
-95 % interval.
+Batch 1, {threads} thread(s), {cpu}; one minute's load of the machine {load}, so milliseconds are
+CPU time, medians; `x` is float's time divided by the model's, the median over interleaved rounds,
+and its 95 % interval. Compiled modules were made for each length (`ptq compile --size length=16`);
+the other models take any.
 """
 VIT = """\
 ## A small vision transformer
