@@ -33,7 +33,7 @@ from ptq.report.measure import Samples, evaluation_batches, first_rows
 from ptq.report.metrics import Accuracy, MeasuredAccuracy
 from ptq.report.perplexity import MASK, Perplexity, Surprise, token_input
 from ptq.report.profile import NodeTime, profile, profile_compiled
-from ptq.verify import boundary_specs
+from ptq.verify import boundary_specs, sizes_of
 
 __all__ = [
     "Evaluation",
@@ -56,7 +56,7 @@ def float_inputs(path: Path) -> tuple[InputSpec, ...]:
         ModelError: it cannot be read.
     """
     if is_compiled(path):
-        return boundary_specs(load_program(path).program)
+        return boundary_specs(load_program(path).program, sizes_of(load_manifest(path)))
     model = load(path)  # checked before anything else, whoever wrote it
     return boundary_specs(load_program(path).program) if is_integer(path) else input_specs(model)
 
@@ -178,10 +178,9 @@ def bench_files(
         raise UsageError(
             f"{paths[0]}: a compiled module is timed against an ONNX file; put it first"
         )
-    specs = float_inputs(paths[0])
-    for path in paths[1:]:
-        float_inputs(path)
-    batch = one_batch(with_preprocess(samples, paths), specs, batch_size)
+    specs = [float_inputs(path) for path in paths]
+    fixed = next((s for s, path in zip(specs, paths, strict=True) if is_compiled(path)), specs[0])
+    batch = one_batch(with_preprocess(samples, paths), fixed, batch_size)
     named = _named(paths)
     with pinned(options.cpus):
         sessions = {n: open_file(p, name=n, threads=options.threads) for n, p in named}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def verify_file(
         target = _compiled(model, program, options) if model.suffix == ".so" else load(model)
     calibration = open_calibration(
         options.calib,
-        boundary_specs(program),
+        boundary_specs(program, sizes_of(manifest)),
         preprocess=options.preprocess or manifest.preprocess,
         limit=options.samples,
         seed=options.seed,
@@ -90,13 +90,21 @@ def verify_file(
     )
 
 
-def boundary_specs(program: Program) -> tuple[InputSpec, ...]:
-    """What the program is fed."""
+def sizes_of(manifest: Manifest) -> Mapping[str, int]:
+    """Of named axes, where the model was compiled for some."""
+    return {} if manifest.compiled is None else manifest.compiled.sizes
+
+
+def boundary_specs(
+    program: Program, sizes: Mapping[str, int] | None = None
+) -> tuple[InputSpec, ...]:
+    """What the program is fed; sizes: of named axes."""
+    known = sizes or {}
     return tuple(
         InputSpec(
             boundary.name,
             np.dtype(boundary.dtype.numpy()),
-            tuple(d if isinstance(d, int) else None for d in boundary.shape or ()),
+            tuple(d if isinstance(d, int) else known.get(str(d)) for d in boundary.shape or ()),
         )
         for boundary in program.inputs
     )

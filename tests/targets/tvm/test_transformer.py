@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compil
 import ptq
 from ptq import runtime
 from ptq.errors import CalibrationError, UnsupportedModelError, UsageError
+from ptq.evaluate import float_inputs
 from ptq.integer.program import Softmax
 from ptq.targets.tvm.module import CompileOptions, compile_program
-from tests.targets.tvm.test_module import assert_same_codes
+from tests.targets.tvm.test_module import assert_same_codes, run_cli
 
 WORDS, WIDTH, HEADS, LENGTH = 11, 16, 2, 9
 
@@ -95,6 +97,22 @@ def test_ids_are_checked_before_any_row_is_read(quantized: ptq.Result, tmp_path:
         module.run(given)
     with pytest.raises(CalibrationError, match="ids is float64; wanted int64"):
         module.run({**given, "ids": np.zeros((2, LENGTH))})
+
+
+def test_commands_take_sizes_and_remember_them(quantized: ptq.Result, tmp_path: Path) -> None:
+    quantized.save(tmp_path / "m.onnx")
+    np.savez(tmp_path / "calib.npz", **feeds(16))
+    module, calib = tmp_path / "m.so", tmp_path / "calib.npz"
+    done = run_cli("compile", tmp_path / "m.onnx", "-o", module, "--size", f"length={LENGTH}")
+    assert done.exit_code == 0, done.output
+    done = run_cli("verify", module, "--calib", calib, "--samples", 6, "--json", "--quiet")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["mismatches"] == 0
+    assert found["tensors"] > 30
+    specs = float_inputs(module)
+    assert [spec.shape for spec in specs] == [(None, LENGTH)] * 2
+    assert run_cli("compile", tmp_path / "m.onnx", "--size", "length").exit_code == 2
 
 
 def test_sizes_that_are_missing_or_of_no_axis_are_named(quantized: ptq.Result) -> None:
