@@ -100,7 +100,11 @@ def _invent(program: Program, boundary: Boundary, samples: int, sizes: Mapping[s
     rest = [sizes.get(size, size) if isinstance(size, str) else size for size in behind]
     if boundary.shape is None or not all(isinstance(size, int) for size in rest):
         named = next((size for size in rest if isinstance(size, str)), None)
-        remedy = f"give --size {named}=N" if named else "export the model with static sizes"
+        remedy = (
+            f"give `ptq compile --size {named}=N`"
+            if named
+            else "export the model with static sizes"
+        )
         raise UnsupportedModelError(
             f"input {boundary.name}: has shape {list(boundary.shape or ())}; a TVM module has "
             f"fixed sizes behind the first axis: {remedy}"

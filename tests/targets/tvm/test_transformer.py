@@ -116,7 +116,7 @@ def test_commands_take_sizes_and_remember_them(quantized: ptq.Result, tmp_path: 
 
 
 def test_sizes_that_are_missing_or_of_no_axis_are_named(quantized: ptq.Result) -> None:
-    with pytest.raises(UnsupportedModelError, match="fixed sizes .* give --size length=N"):
+    with pytest.raises(UnsupportedModelError, match="fixed sizes .* --size length=N"):
         compile_program(quantized.program)
     with pytest.raises(UsageError, match="--size width: no such axis .* there is length"):
         compile_program(quantized.program, CompileOptions(sizes={"length": 4, "width": 3}))
