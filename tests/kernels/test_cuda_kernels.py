@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from ptq.kernels.packed_convolution import PackedConvolution, Tile, in_order
 from ptq.kernels.palette import find_palette
 from ptq.kernels.requantize import Rounding
 from ptq.kernels.tensor_convolution import TensorConvolution, WarpTile, pack_fragments, pack_palette
-from ptq.targets.tvm.nvcc import compile_cuda
+from ptq.targets.tvm.nvcc import FLAGS, compile_cuda
+from ptq.targets.tvm.tools import require_nvcc
 from tests.cuda_shim.shim import Shimmed, needs_gpp, needs_nvcc, text_of
 from tests.kernels.test_fast_kernels import contents, ties
 from tests.kernels.test_generic_kernels import KERNELS, arguments
@@ -148,3 +150,16 @@ def test_nvcc_compiles_every_kernel_for_both_architectures(tmp_path: Path) -> No
     image = compile_cuda(made.text, ("sm_80", "sm_90"))
     (tmp_path / "kernels.fatbin").write_bytes(image)
     assert len(image) > 1000 * len(ALL)
+
+
+@pytest.mark.slow
+@needs_nvcc
+def test_ptx_has_the_instructions_and_no_product_that_is_not_rounded(tmp_path: Path) -> None:
+    (tmp_path / "k.cu").write_text(text_of(ALL).text)
+    flags = [flag for flag in FLAGS if flag != "--fatbin"]
+    command = [require_nvcc(), *flags, "--ptx", "-arch=sm_80", "-o", "k.ptx", "k.cu"]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    ptx = (tmp_path / "k.ptx").read_text()
+    for instruction in ("mma.sync.aligned.m16n8k32", "dp4a.u32.s32", "prmt.b32"):
+        assert instruction in ptx
+    assert "fma.rn.f" not in ptx
