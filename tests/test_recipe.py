@@ -47,5 +47,10 @@ def test_unknown_precisions_are_refused(name: str) -> None:
 def test_without_samples_only_changes_what_needs_them() -> None:
     recipe = Recipe.from_bits(4).replace(seed=3).without_samples()
     assert recipe == Recipe.from_bits(4).replace(
-        seed=3, rounding="squant", calib_method="minmax", effort="fast", samples=64
+        seed=3,
+        rounding="squant",
+        calib_method="minmax",
+        effort="fast",
+        samples=64,
+        activation_grid="uniform",
     )
