@@ -33,7 +33,7 @@ Perplexity; the float network's is {float:.3f} ({float_mb:.2f} MB). Every method
 line on has what the one above it has; `+ float targets` is the default, `+ learned` is
 `--effort best`. onnxruntime is its own quantiser of weights (matmul_nbits_quantizer, asymmetric)
 on the same float file, with the same calibration text for GPTQ; it has no 3 bits, and k-quant and
-GPTQ in 4 bits only. 3-bit codes are stored in 4 bits.
+GPTQ in 4 bits only. Codes of 2 and 3 bits become 4-bit ones when onnxruntime loads the file.
 """
 AFTER = """
 ## On integers
@@ -71,7 +71,7 @@ def weights_only(records: Sequence[Record], group: int) -> str:
         for width in bits:
             found = [r for r in own if r["precision"] == f"w{width}a16"]
             cells.append(spread([r["perplexity"] for r in found]))
-            sizes.append(f"{found[0]['bytes'] / 1e6:.2f}" if found else "")
+            sizes.append(f"{found[-1]['bytes'] / 1e6:.2f}" if found else "")
         if own:
             seeds = len({r["seed"] for r in own})
             cpu = f"{statistics.mean(r['cpu_s'] for r in own):.0f}"

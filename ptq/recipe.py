@@ -33,7 +33,7 @@ WEIGHTS_ONLY: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "target": (("onnx",), "weights alone are written as onnxruntime's MatMulNBits"),
     "grid": (("uniform",), "MatMulNBits has equally spaced levels"),
     "io": (("float",), "everything but weights stays float"),
-    "weight_bits": ((2, 3, 4, 8), "MatMulNBits holds these, 3 in 4"),
+    "weight_bits": ((2, 3, 4, 8), "onnxruntime multiplies with these"),
 }
 """What recipes of weights only must have, and why."""
 INTEGER: Mapping[str, tuple[tuple[Any, ...], str]] = {

@@ -3,8 +3,9 @@
     Y = A (s (q - z))^T + bias,  q [N, blocks, size] of 2, 4 or 8 bits, s and z [N, blocks]
 
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftmatmulnbits
-Codes are packed low bits first. Scales are written as float16 and a Cast, which onnxruntime folds
-at load: blocks of 32 weights would spend a bit a weight on float32 scales.
+Codes are packed low bits first; those of 2 and 3 bits become 4-bit ones by a table of bytes where
+the kernel wants that. Scales are written as float16 and a Cast, which onnxruntime folds
+at load too: blocks of 32 weights would spend a bit a weight on float32 scales.
 """
 
 from __future__ import annotations
@@ -21,20 +22,22 @@ from ptq.grid import Codes, Floats, Integers
 Array = npt.NDArray[Any]
 
 DOMAIN, DOMAIN_VERSION = "com.microsoft", 1
-CONTAINERS = {2: 2, 3: 4, 4: 4, 8: 8}
-"""Width of a weight -> the width that it is stored in; onnxruntime 1.32 refuses others."""
+KERNELS = {"float": {2: 4, 3: 4, 4: 4, 8: 8}, "int8": {2: 2, 3: 4, 4: 4, 8: 8}}
+"""Computation -> width of a code -> width of the operator that multiplies. onnxruntime 1.32 has 2,
+4 and 8 bits; for 2 it has no kernel of floats, and would decode the whole weight in every call."""
+WIDTHS = tuple(KERNELS["float"])
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-COMPUTE = {"float": 1, "int8": 4}
+ACCURACY = {"float": 1, "int8": 4}
 """accuracy_level: products in float32, or the input rounded to int8 as it comes, block by block."""
 SMALLEST_HALF, LARGEST_HALF = 6.2e-5, 6.5e4
 
 
 @dataclass(frozen=True)
 class BlockWeight:
-    """A weight as MatMulNBits stores it.
+    """A weight as it is stored for MatMulNBits.
 
     codes: [N, K] uint8, below 2^bits; scale: [N, blocks] float; zero_point: [N, blocks] integers.
-    bits: of a stored code. inputs: K without the padding that `codes` has.
+    inputs: K without the padding that `codes` has. compute: what the product computes in.
     """
 
     codes: Codes
@@ -42,21 +45,47 @@ class BlockWeight:
     zero_point: Integers
     bits: int
     inputs: int
+    compute: str = "float"
 
     @property
     def block_size(self) -> int:
         """Columns that share a scale."""
         return int(self.codes.shape[1] // self.scale.shape[1])
 
+    @property
+    def width(self) -> int:
+        """Bits of a code in the operator."""
+        return KERNELS[self.compute][self.bits]
+
     def arrays(self, dtype: np.dtype[Any]) -> dict[str, Array]:
-        """The initializers by their part of the operator; dtype: of the input."""
+        """The initializers by their part; dtype: of the operator's input.
+
+        Codes take their own bits in the file: those of 3 as two bits and, in `low`, one.
+        """
         rows, blocks = self.scale.shape
         stored = np.dtype(np.float16) if in_half(self.scale) else dtype
-        return {
-            "codes": pack(self.codes.reshape(rows, blocks, -1), self.bits),
+        codes = self.codes.reshape(rows, blocks, -1)
+        planes = {"codes": pack(codes, self.bits)} if self.bits != 3 else {
+            "codes": pack(codes >> np.uint8(1), 2), "low": pack(codes & np.uint8(1), 1)
+        }  # fmt: skip
+        return planes | {
             "scale": self.scale.astype(stored),
-            "zero_point": pack(self.zero_point.astype(np.uint8), self.bits),
+            "zero_point": pack(self.zero_point.astype(np.uint8), self.width),
         }
+
+    def tables(self) -> dict[str, Array]:
+        """What turns a byte of a plane into bytes of 4-bit codes, by plane; none if it is one."""
+        if self.width == self.bits:
+            return {}
+        return {"codes": spread(2, self.bits - 2), "low": spread(1, 0)} if self.bits == 3 else {
+            "codes": spread(2, 0)
+        }  # fmt: skip
+
+
+def spread(bits: int, shift: int) -> npt.NDArray[np.int32]:
+    """A byte of codes of 1 or 2 bits -> the bytes that hold them, shifted, in 4 bits: [256, n]."""
+    codes = unpack(np.arange(256, dtype=np.uint8)[:, None], bits, 8 // bits)
+    return pack(codes << np.uint8(shift), 4).astype(np.int32)
 
 
 def stored_scale(scale: Floats) -> Floats:
@@ -70,7 +99,7 @@ def in_half(scale: Floats) -> bool:
 
 
 def pack(codes: Codes, bits: int) -> npt.NDArray[np.uint8]:
-    """Codes of 2, 4 or 8 bits along the last axis, low bits first: [..., n] -> [..., bytes]."""
+    """Codes of 1, 2, 4 or 8 bits along the last axis, low bits first: [..., n] -> [..., bytes]."""
     per_byte = 8 // bits
     short = -codes.shape[-1] % per_byte
     padded = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, short)])
@@ -87,25 +116,38 @@ def unpack(packed: npt.NDArray[np.uint8], bits: int, n: int) -> Codes:
 
 
 def nodes_for(
-    x: ir.Value,
-    parts: dict[str, ir.Value],
-    weight: BlockWeight,
-    bias: ir.Value | None,
-    compute: str,
+    x: ir.Value, parts: dict[str, ir.Value], weight: BlockWeight, bias: ir.Value | None
 ) -> list[ir.Node]:
-    """The nodes of the product, the last one with its output. parts: `arrays` as values."""
-    chain, scale = [], parts["scale"]
-    kind = x.dtype or ir.DataType.FLOAT
+    """The nodes of the product, the last one with its output.
+
+    parts: `arrays`, `tables` as table_codes and so on, and where there are tables `shape`, of the
+    operator's codes, as values. onnxruntime folds all but the product at load.
+    """
+    chain: list[ir.Node] = []
+
+    def node(op_type: str, inputs: list[ir.Value], **attributes: int) -> ir.Value:
+        chain.append(ir.node(op_type, inputs=inputs, attributes=attributes))
+        return chain[-1].outputs[0]
+
+    codes = parts["codes"]
+    if "shape" in parts:
+        planes = []
+        for plane in (name for name in ("codes", "low") if name in parts):
+            index = node("Cast", [parts[plane]], to=int(ir.DataType.INT32))
+            wide = node("Gather", [parts[f"table_{plane}"], index], axis=0)
+            planes.append(node("Reshape", [wide, parts["shape"]]))
+        whole = node("Add", planes) if len(planes) > 1 else planes[0]
+        codes = node("Cast", [whole], to=int(ir.DataType.UINT8))
+    scale, kind = parts["scale"], x.dtype or ir.DataType.FLOAT
     if scale.dtype != kind:
-        chain.append(ir.node("Cast", inputs=[scale], attributes={"to": int(kind)}))
-        scale = chain[0].outputs[0]
-    inputs = [x, parts["codes"], scale, parts["zero_point"], *([None, bias] if bias else [])]
+        scale = node("Cast", [scale], to=int(kind))
+    inputs = [x, codes, scale, parts["zero_point"], *([None, bias] if bias else [])]
     attributes = {
         "K": weight.inputs,
         "N": len(weight.codes),
-        "bits": weight.bits,
+        "bits": weight.width,
         "block_size": weight.block_size,
-        "accuracy_level": COMPUTE[compute],
+        "accuracy_level": ACCURACY[weight.compute],
     }
     chain.append(ir.node("MatMulNBits", inputs=inputs, attributes=attributes, domain=DOMAIN))
     return chain

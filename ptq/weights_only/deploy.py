@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ptq.passes.rewriting import unique_name
+from ptq.passes.rewriting import add_initializer, unique_name
 from ptq.targets.matmul_nbits import DOMAIN, DOMAIN_VERSION, BlockWeight, nodes_for
 from ptq.weights_only.products import Product
 
@@ -46,9 +46,7 @@ class Spool:
         )
 
 
-def deploy(
-    model: ir.Model, product: Product, weight: BlockWeight, spool: Spool, compute: str
-) -> None:
+def deploy(model: ir.Model, product: Product, weight: BlockWeight, spool: Spool) -> None:
     """Replace the product's node in `model`, where it has the same name as in the float model."""
     graph = model.graph
     node = next(n for n in graph if n.name == product.name)
@@ -61,10 +59,12 @@ def deploy(
         part: _initializer(graph, f"{old.name}/{part}", array, spool)
         for part, array in weight.arrays(old.dtype.numpy()).items()
     }
-    chain = nodes_for(x, parts, weight, bias, compute)
+    parts |= _decoding(graph, weight)
+    chain = nodes_for(x, parts, weight, bias)
     chain[-1].outputs[0].type, chain[-1].outputs[0].shape = output.type, output.shape
-    for inner in chain[:-1]:
-        inner.name = inner.outputs[0].name = unique_name(graph, f"{product.name}/{inner.op_type}")
+    for number, inner in enumerate(chain[:-1]):
+        inner.name = unique_name(graph, f"{product.name}/{inner.op_type}{number}")
+        inner.outputs[0].name = inner.name
     graph.insert_before(node, chain)
     output.replace_all_uses_with(chain[-1].outputs[0], replace_graph_outputs=True)
     name = output.name
@@ -74,19 +74,30 @@ def deploy(
     _forget(graph, old)
 
 
+def _decoding(graph: ir.Graph, weight: BlockWeight) -> dict[str, ir.Value]:
+    """The tables of a weight, and the shape that decoded codes have; layers share them."""
+    tables = weight.tables()
+    if not tables:
+        return {}
+    shape = np.array([*weight.scale.shape, weight.block_size * weight.width // 8])
+    arrays = {f"ptq/{weight.bits}-bit {plane}": table for plane, table in tables.items()}
+    arrays[f"ptq/shape {'x'.join(map(str, shape))}"] = shape
+    values = [
+        graph.initializers[name] if name in graph.initializers else add_initializer(graph, name, a)
+        for name, a in arrays.items()
+    ]
+    return dict(zip((*(f"table_{plane}" for plane in tables), "shape"), values, strict=True))
+
+
 def replace_weight(model: ir.Model, product: Product, weight: BlockWeight, spool: Spool) -> None:
     """Put other codes and scales under a product that is deployed already."""
-    node = next(n for n in model.graph if n.name == product.name)
-    scale = node.inputs[2]
-    if scale is not None and scale.producer() is not None:
-        scale = scale.producer().inputs[0]  # type: ignore[union-attr]
-    values = {"codes": node.inputs[1], "scale": scale, "zero_point": node.inputs[3]}
-    for part, value in values.items():
+    stem = str(product.node.inputs[1].name)  # type: ignore[union-attr]
+    for part, array in weight.arrays(np.dtype(np.float32)).items():
+        value = model.graph.initializers.get(f"{stem}/{part}")
         if value is None or value.const_value is None:
             raise ValueError(f"{product.name} is not deployed")
         kind = value.const_value.dtype.numpy()
-        array = weight.arrays(kind)[part].astype(kind)
-        value.const_value = spool.tensor(str(value.name), array)
+        value.const_value = spool.tensor(str(value.name), array.astype(kind))
 
 
 def _initializer(graph: ir.Graph, base: str, array: Array, spool: Spool) -> ir.Value:

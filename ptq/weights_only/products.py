@@ -15,7 +15,7 @@ from ptq.integer.patterns import matching
 from ptq.passes.rewriting import constant, float_attribute, int_attribute, is_op
 from ptq.precision import UNSAID
 from ptq.recipe import Recipe
-from ptq.targets.matmul_nbits import CONTAINERS
+from ptq.targets.matmul_nbits import WIDTHS
 
 LEAST_ELEMENTS = 1024
 """Smaller constants are biases, norms and tables: they are not worth a word."""
@@ -96,9 +96,9 @@ def find_products(
 
 
 def _product(node: ir.Node, bits: int) -> Product:
-    if bits not in CONTAINERS:
+    if bits not in WIDTHS:
         raise RecipeError(
-            f"{node.name}: got {bits} bits; MatMulNBits holds 2, 4 or 8 (and 3 in 4): choose one"
+            f"{node.name}: got {bits} bits; wanted 2, 3, 4 or 8, which onnxruntime multiplies with"
         )
     gemm = is_op(node, "Gemm")
     transposed = bool(gemm and int_attribute(node, "transB", 0))

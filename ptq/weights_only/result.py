@@ -19,7 +19,6 @@ from ptq.report.summary import (
     file_bytes,
     model_bytes,
 )
-from ptq.targets.matmul_nbits import CONTAINERS
 from ptq.weights_only.deploy import Spool
 from ptq.weights_only.products import Product, StaysFloat
 from ptq.weights_only.round_product import Outcome
@@ -79,7 +78,5 @@ class WeightsResult:
     def _layer(self, product: Product) -> Layer:
         found = self.outcomes[product.name]
         error = "" if found.error is None else f"{100 * found.error:.2g} % of the output's energy"
-        width = CONTAINERS[product.bits]
         error += " before learning" if found.learned else ""
-        stored = f" (stored in {width} bits)" if width != product.bits else ""
-        return Layer(product.name, "MatMulNBits", product.bits, None, None, note=error + stored)
+        return Layer(product.name, "MatMulNBits", product.bits, None, None, note=error)

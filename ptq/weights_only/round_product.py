@@ -18,7 +18,7 @@ from ptq.passes.rounding.block_scales import (
     squant_blocks,
 )
 from ptq.recipe import Recipe
-from ptq.targets.matmul_nbits import CONTAINERS, BlockWeight, stored_scale
+from ptq.targets.matmul_nbits import BlockWeight, stored_scale
 
 Array = npt.NDArray[Any]
 
@@ -74,11 +74,10 @@ class Rounded:
     exact: Array
     outcome: Outcome
 
-    def weight(self) -> BlockWeight:
-        """As MatMulNBits stores it."""
-        found = self.blocked
-        bits = CONTAINERS[found.grid.bits]
-        return BlockWeight(found.codes, found.scale, found.zero_point, bits, self.inputs)
+    def weight(self, compute: str) -> BlockWeight:
+        """As it is stored for a product that computes so."""
+        found, bits = self.blocked, self.blocked.grid.bits
+        return BlockWeight(found.codes, found.scale, found.zero_point, bits, self.inputs, compute)
 
 
 def round_product(w: Floats, bits: int, recipe: Recipe, moments: Moments | None) -> Rounded:

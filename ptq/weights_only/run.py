@@ -51,7 +51,7 @@ class Network:
 
     def put(self, product: Product, rounded: Rounded) -> None:
         """Deploy one product."""
-        deploy(self.deployed, product, rounded.weight(), self.spool, self.recipe.compute)
+        deploy(self.deployed, product, rounded.weight(self.recipe.compute), self.spool)
 
 
 def round_alone(network: Network, products: Sequence[Product]) -> dict[str, Outcome]:
@@ -117,7 +117,12 @@ def _learn(
     network.report(Progress("learn rounding", 0, None, whole.products[-1].name))
     learned = learn_block(block, found, rates, network.recipe.seed)
     for product in whole.products:
-        replace_weight(network.deployed, product, learned[product.name].weight(), network.spool)
+        replace_weight(
+            network.deployed,
+            product,
+            learned[product.name].weight(network.recipe.compute),
+            network.spool,
+        )
     return learned
 
 

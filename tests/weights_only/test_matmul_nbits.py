@@ -13,9 +13,11 @@ from ptq.recipe import Recipe
 from ptq.report.session import open_session
 from ptq.targets.matmul_nbits import (
     BLOCK_SIZES,
-    CONTAINERS,
+    KERNELS,
+    WIDTHS,
     BlockWeight,
     pack,
+    spread,
     stored_scale,
     unpack,
 )
@@ -39,7 +41,7 @@ def test_low_bits_come_first() -> None:
     assert pack(np.array([1, 2], np.uint8), 4).tolist() == [0x21]
 
 
-@pytest.mark.parametrize("bits", sorted(CONTAINERS))
+@pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("size", BLOCK_SIZES)
 def test_onnxruntime_multiplies_with_what_was_rounded(bits: int, size: int) -> None:
     model = load(gated_network())
@@ -52,10 +54,8 @@ def test_onnxruntime_multiplies_with_what_was_rounded(bits: int, size: int) -> N
         rows = padded(product.rows().astype(np.float64), size)
         scale, zero_point = search_block_scales(rows, Grid(bits), size)
         found = nearest_blocks(rows, Grid(bits), stored_scale(scale), zero_point)
-        stored = BlockWeight(
-            found.codes, found.scale, found.zero_point, CONTAINERS[bits], product.shape[1]
-        )
-        deploy(deployed, product, stored, spool, "float")
+        stored = BlockWeight(found.codes, found.scale, found.zero_point, bits, product.shape[1])
+        deploy(deployed, product, stored, spool)
         values = found.dequantize()[:, : product.shape[1]].astype(np.float32)
         name = product.node.inputs[1].name  # type: ignore[union-attr]
         wanted[name] = values if product.transposed else values.T
@@ -63,10 +63,27 @@ def test_onnxruntime_multiplies_with_what_was_rounded(bits: int, size: int) -> N
     for name, value in by_hand.graph.initializers.items():
         value.const_value = ir.Tensor(np.ascontiguousarray(wanted[name]), name=name)
     x = {"x": inputs(5)}
+    widths = {n.attributes["bits"].as_int() for n in deployed.graph if n.op_type == "MatMulNBits"}
+    assert widths == {KERNELS["float"][bits]}
     got = open_session(deployed, threads=1).run(x)["y"]
     float_y = open_session(by_hand, threads=1).run(x)["y"]
     # the same products in another order of summation, in float32
     np.testing.assert_allclose(got, float_y, rtol=2e-5, atol=2e-5)
+
+
+def test_codes_take_their_own_bits_in_the_file() -> None:
+    codes = np.random.default_rng(0).integers(0, 8, (4, 64)).astype(np.uint8)
+    weight = BlockWeight(codes, np.ones((4, 2)), np.zeros((4, 2), int), 3, 64)
+    arrays = weight.arrays(np.dtype(np.float32))
+    assert arrays["codes"].nbytes + arrays["low"].nbytes == 4 * 64 * 3 / 8
+
+
+@pytest.mark.parametrize(("bits", "shift"), [(2, 0), (2, 1), (1, 0)])
+def test_a_table_spreads_the_codes_of_a_byte(bits: int, shift: int) -> None:
+    codes = np.random.default_rng(0).integers(0, 1 << bits, 8).astype(np.uint8)
+    table = spread(bits, shift)
+    wide = table[pack(codes, bits)].reshape(-1).astype(np.uint8)
+    np.testing.assert_array_equal(unpack(wide, 4, 8), codes << shift)
 
 
 def test_scales_beyond_half_precision_stay_single() -> None:
