@@ -24,14 +24,15 @@ parameters (4 layers of width 256, rotary positions, RMSNorm, SiLU gates), train
 CPU minutes by benchmarks/language_model.py on the source text of Python's standard library in
 1,024 byte pairs. The seed draws the calibration text, {samples} windows of 256 tokens; perplexity
 is on {tokens} tokens of files that neither training nor calibration saw. Mean and sample standard
-deviation over the seeds; what does not depend on the calibration text has one run. Nothing was
-chosen on what is measured here: defaults were chosen on calibration text that was not drawn.
+deviation over the seeds; a figure without deviation is of one run. Nothing was chosen on what is
+measured here: defaults were chosen on calibration text that was not drawn. The network has seen
+1.4 million tokens only, and takes few bits better than one trained to the end would.
 
 ## Weights only
 
-Perplexity; the float network's is {float:.3f} ({float_mb:.2f} MB). Every method from the third
-line on has what the one above it has; `+ float targets` is the default, `+ learned` is
-`--effort best`. onnxruntime is its own quantiser of weights (matmul_nbits_quantizer, asymmetric)
+Perplexity; the float network's is {float:.3f} ({float_mb:.2f} MB). `GPTQ, act-order`, descent on
+codes and scales, float targets and learning each come on top of what is before it; `+ float
+targets` is the default, `+ learned` is `--effort best`. onnxruntime is its own quantiser of weights (matmul_nbits_quantizer, asymmetric)
 on the same float file, with the same calibration text for GPTQ; it has no 3 bits, and k-quant and
 GPTQ in 4 bits only. Codes of 2 and 3 bits become 4-bit ones when onnxruntime loads the file.
 """
@@ -112,11 +113,11 @@ def latency(times: dict[str, Any]) -> str:
             ratio = f"{found[name]['speedup']:.2f} ({low:.2f} to {high:.2f})"
             cells += [f"{found[name]['p50_ms']:.2f}", ratio]
         rows.append([name, *cells])
-    heads = [x for length in times["lengths"] for x in (f"{length} tokens, ms", "x")]
+    heads = [x for length in times["lengths"] for x in (f"{length} token(s), ms", "x")]
     text = (
-        f"\n## Latency\n\nBatch 1, one thread, {times['cpu']}; the machine's load was "
-        f"{times['load']:.1f}. Medians; `x` is float's time divided by the model's, over "
-        "interleaved rounds, with its 95 % interval. `int8`: `--compute int8`.\n\n"
+        f"\n## Latency\n\nBatch 1, one thread, {times['cpu']}; the machine's load was\n"
+        f"{times['load']:.1f}, on two cores: trust the intervals. Medians; `x` is float's time divided "
+        "by the model's, over\ninterleaved rounds, with its 95 % interval. `int8`: `--compute int8`.\n\n"
     )
     return text + table(["", *heads], rows)
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-WIDTH = 1024
+WIDTH = 512
 LAYER_BYTES = 4 * WIDTH * WIDTH
 
 # RLIMIT_DATA counts private writable memory: heaps and buffers, not mapped files.
@@ -26,7 +26,7 @@ model, rounding, room = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 used = int(status["VmData"].split()[0]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (used + room, used + room))
-x = np.random.default_rng(1).normal(size=(64, 1024)).astype(np.float32)
+x = np.random.default_rng(1).normal(size=(64, 512)).astype(np.float32)
 recipe = ptq.Recipe.preset("w4a16").replace(symmetric=True, rounding=rounding, descent=False)
 ptq.quantize_weights(model, [x], recipe).save(model.with_name("out.onnx"))
 try:
@@ -49,7 +49,7 @@ def deep_model(layers: int, folder: Path) -> Path:
             entries = {"location": file.name.rpartition("/")[2], "offset": file.tell()}
             for key, value in {**entries, "length": LAYER_BYTES}.items():
                 tensor.external_data.add(key=key, value=str(value))
-            file.write((rng.normal(size=(WIDTH, WIDTH)) / 32).astype(np.float32).tobytes())
+            file.write((rng.normal(size=(WIDTH, WIDTH)) / WIDTH**0.5).astype(np.float32).tobytes())
             weights.append(tensor)
             nodes += [
                 helper.make_node("MatMul", [x, f"w{i}"], [f"y{i}"], f"product{i}"),
@@ -73,7 +73,7 @@ def deep_model(layers: int, folder: Path) -> Path:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_DATA")
 @pytest.mark.parametrize(
     ("rounding", "layers", "layers_of_room"),
-    [("nearest", 20, 16), pytest.param("gptq", 40, 34, marks=pytest.mark.slow)],
+    [("nearest", 64, 48), pytest.param("gptq", 160, 140, marks=pytest.mark.slow)],
 )
 def test_a_model_larger_than_the_memory_goes_through(
     rounding: str, layers: int, layers_of_room: int, tmp_path: Path
