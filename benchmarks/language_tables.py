@@ -26,15 +26,16 @@ CPU minutes by benchmarks/language_model.py on the source text of Python's stand
 is on {tokens} tokens of files that neither training nor calibration saw. Mean and sample standard
 deviation over the seeds; a figure without deviation is of one run. Nothing was chosen on what is
 measured here: defaults were chosen on calibration text that was not drawn. The network has seen
-1.4 million tokens only, and takes few bits better than one trained to the end would.
+1.4 million tokens only.
 
 ## Weights only
 
-Perplexity; the float network's is {float:.3f} ({float_mb:.2f} MB). `GPTQ, act-order`, descent on
-codes and scales, float targets and learning each come on top of what is before it; `+ float
-targets` is the default, `+ learned` is `--effort best`. onnxruntime is its own quantiser of weights (matmul_nbits_quantizer, asymmetric)
-on the same float file, with the same calibration text for GPTQ; it has no 3 bits, and k-quant and
-GPTQ in 4 bits only. Codes of 2 and 3 bits become 4-bit ones when onnxruntime loads the file.
+Perplexity; the float network's is {float:.3f} ({float_mb:.2f} MB). `GPTQ, act-order`, descent
+on codes and scales, float targets and learning each come on top of what is before it;
+`+ float targets` is the default, `+ learned` is `--effort best`. onnxruntime is its own quantiser
+of weights (matmul_nbits_quantizer, asymmetric) on the same float file, with the same calibration
+text for GPTQ; it has no 3 bits, and k-quant and GPTQ in 4 bits only. Codes of 2 and 3 bits become
+4-bit ones when onnxruntime loads the file.
 """
 AFTER = """
 ## On integers
@@ -115,9 +116,9 @@ def latency(times: dict[str, Any]) -> str:
         rows.append([name, *cells])
     heads = [x for length in times["lengths"] for x in (f"{length} token(s), ms", "x")]
     text = (
-        f"\n## Latency\n\nBatch 1, one thread, {times['cpu']}; the machine's load was\n"
-        f"{times['load']:.1f}, on two cores: trust the intervals. Medians; `x` is float's time divided "
-        "by the model's, over\ninterleaved rounds, with its 95 % interval. `int8`: `--compute int8`.\n\n"
+        f"\n## Latency\n\nBatch 1, one thread, {times['cpu']}; the load of the machine's two cores "
+        f"was {times['load']:.1f}: trust the intervals.\nMedians; `x` is float's time over "
+        "the model's in interleaved rounds, with its 95 % interval.\n`int8`: `--compute int8`.\n\n"
     )
     return text + table(["", *heads], rows)
 
