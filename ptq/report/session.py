@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ptq.cpus import usable_cpus
-from ptq.errors import CalibrationError, UnsupportedModelError
+from ptq.errors import CalibrationError, PtqError, UnsupportedModelError
 from ptq.grid import Grid
 from ptq.plan import ActivationPlan
 
@@ -76,9 +76,12 @@ class Session:
 
         Raises:
             CalibrationError: onnxruntime cannot run it on these.
+            PtqError: a compiled module cannot run.
         """
         try:
             results = self.handle.run(None, dict(feeds))
+        except PtqError:
+            raise
         except Exception as error:  # onnxruntime's own classes are private
             shapes = {name: f"{x.dtype}{list(x.shape)}" for name, x in feeds.items()}
             raise CalibrationError(

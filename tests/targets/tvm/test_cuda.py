@@ -26,6 +26,7 @@ from ptq.integer.program import Mean, Program
 from ptq.integer.reference import Reference
 from ptq.pipeline import quantize
 from ptq.recipe import Recipe
+from ptq.report.compiled import open_compiled
 from ptq.report.kernel_times import inspect_module
 from ptq.targets.tvm.description import Description
 from ptq.targets.tvm.module import Compiled, CompileOptions, compile_program
@@ -170,6 +171,8 @@ def test_without_a_driver_it_is_said_what_is_missing_and_the_kernels_are_shown(
     assert re.search(missing, found.untimed)
     assert [call.kernel for call in found.calls] == [call.kernel for call in module.calls]
     assert found.calls[0].microseconds is None
+    with pytest.raises(MissingDependencyError, match=missing):
+        open_compiled(tmp_path / "m.so", name="m").run(feeds)
 
 
 def test_missing_nvcc_is_said_before_anything_is_quantised(
