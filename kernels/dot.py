@@ -113,7 +113,10 @@ _SHUFFLE_256 = _shuffle("llvm.x86.avx2.pshuf.b", 32)
 AVX2 = Isa("avx2", 8, True, _avx2, _SHUFFLE_256)
 AVX_VNNI = Isa("avxvnni", 8, False, _vnni(8), _SHUFFLE_256)
 AVX512_VNNI = Isa("avx512vnni", 16, False, _vnni(16), _shuffle("llvm.x86.avx512.pshuf.b.512", 64))
-DOTPROD = Isa("dotprod", 4, False, _sdot, _shuffle("llvm.aarch64.neon.tbl1.v16i8", 16), offset=128)
+DOTPROD = Isa(
+    "dotprod", 4, False, _sdot, _shuffle("llvm.aarch64.neon.tbl1.v16i8", 16), offset=128,
+    pairs_of_words=False,
+)  # fmt: skip
 DP4A = Isa(
     "dp4a", 1, False, _dp4a, _shuffle("", 4), pairs_of_words=False, alignment=QUAD, by_thread=True
 )

@@ -13,7 +13,7 @@ pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compil
 import tvm
 
 from ptq.kernels.depthwise import Depthwise
-from ptq.kernels.dot import safe_quads
+from ptq.kernels.dot import ISAS, safe_quads
 from ptq.kernels.packed_convolution import PackedConvolution, Tile, pack
 from ptq.kernels.requantize import Rounding
 from ptq.targets.tvm.description import Description
@@ -156,3 +156,21 @@ def test_kernels_of_other_processors_use_their_instruction(
     assert isa in features_of(machine)
     made = tvm.compile(alone(kernel), target=tvm.target.Target(machine, host=machine))
     assert instruction in made.mod.inspect_source("asm")
+
+
+@pytest.mark.parametrize(
+    ("isa", "cpu"),
+    [
+        ("avx512vnni", "x86_64-linux-gnu:sapphirerapids"),
+        ("avxvnni", "x86_64-linux-gnu:alderlake"),
+        ("dotprod", "aarch64-linux-gnu:generic+dotprod"),
+    ],
+)
+def test_depthwise_sums_that_16_bits_do_not_hold_compile_for_others(isa: str, cpu: str) -> None:
+    """x86 adds two products at a time; LLVM would abort on its instruction elsewhere."""
+    paired = ISAS[isa].pairs_of_words
+    taps = tuple(range(0, 320, 32))
+    kernel = Depthwise(taps, 512, 32, 3, 6, 32, False, paired, ROUND)
+    machine = Description.parse(f"llvm:{cpu}").resolved().target()
+    made = tvm.compile(alone(kernel), target=tvm.target.Target(machine, host=machine))
+    assert ("vpmaddwd" in made.mod.inspect_source("asm")) == (isa != "dotprod")
