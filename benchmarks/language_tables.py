@@ -44,7 +44,7 @@ AFTER = """
 `differ`: codes that differ from the reference's in onnxruntime, all tensors, four windows. An
 integer product accumulates over all inputs of a channel, so the scale of a group is the channel's
 times a small integer (VS-Quant, arXiv 2102.04503), which onnxruntime multiplies in when it loads
-the weights; products are as fast as without groups.
+the weights: the operators are the same as without groups.
 
 """
 
