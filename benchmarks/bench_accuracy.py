@@ -167,8 +167,8 @@ integer program. CPU seconds are of the whole quantisation.
 Not quite blind: an earlier version's learning rate, start distance and kind of second moments were
 chosen with the first 2,000 of these CIFAR images in sight (w4a8, w3a8, w4a4). The defaults were
 compared again on calibration images alone and stayed; that scales are learned too and that narrow
-activations have codebooks was chosen there. EfficientNet-Lite0's w4a4 figure showed that learning had
-been left out by mistake; the rule for that was changed on calibration images.
+activations have codebooks was chosen there. EfficientNet-Lite0's w4a4 figure showed that learning
+had been left out by mistake; the rule for that was changed on calibration images.
 
 Rivals' figures (top-1 / SQNR) are earlier ones, on other subsets of the same images (float 81.24
 and 88.27 there), with shortened learning: floors of what they can do. Their 4-bit convolutions run
