@@ -13,8 +13,7 @@ brings the network nearer to the float one is for the ladder to judge (`ptq.ladd
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -84,6 +83,7 @@ class LearnRounding:
 
     def __call__(self, context: Context, plan: Plan) -> Plan:
         """A plan with what was learned, or the same plan if no block gained."""
+        from ptq.execute.differentiable import one_thread
         from ptq.passes.learning.run import Run
         from ptq.passes.learning.samples import SampleStore
 
@@ -100,21 +100,8 @@ class LearnRounding:
             return plan
         half = context.memory_bytes // 2
         stores = SampleStore(samples, half), SampleStore(samples, half)
-        with _one_thread(), stores[0], stores[1]:
+        with one_thread(), stores[0], stores[1]:
             return Run(self, context, plan, blocks, stores).learn()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums of floats depend on the number of threads; one also never waits for a busy core."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _obstacle(context: Context, samples: int) -> str | None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptq.errors import RecipeError
+from ptq.errors import RecipeError, UnsupportedModelError
+from ptq.model import load
 from ptq.recipe import Recipe
 from ptq.report import artifact
 from ptq.report.artifact import Library
@@ -77,6 +78,22 @@ def check_target(target: str, recipe: Recipe) -> Recipe:
     if recipe.io != "float":
         raise RecipeError(f"--io {recipe.io}: a TVM module takes and gives float32; leave it out")
     return recipe.replace(strict=True)
+
+
+def check_sizes(model: Path, sizes: Mapping[str, int]) -> None:
+    """Refuse before calibration what could not be compiled after it, for want of a size.
+
+    Raises:
+        UnsupportedModelError: an input has a named axis behind the first, whose size is not given.
+    """
+    for value in load(model).graph.inputs:
+        free = [d.value for d in list(value.shape or ())[1:] if not isinstance(d, int)]
+        missing = [name for name in free if name not in sizes]
+        if missing:
+            raise UnsupportedModelError(
+                f"input {value.name}: a TVM module has fixed sizes behind the first axis; give "
+                + " ".join(f"--size {name}=N" for name in missing)
+            )
 
 
 def save_compiled(

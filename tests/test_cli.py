@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from ptq import errors, pipeline, recipe
 from ptq.cli import main
@@ -76,10 +76,24 @@ def test_transformer_passes_are_on_unless_told(
     assert (made["residual_bits"], made["balance"]) == chosen
 
 
-def test_sixteen_bit_codes_are_refused_for_compiled_targets(model: Path) -> None:
-    done = run("quantize", model, "--target", "tvm:c", "--residual-bits", 16, *FAST)
-    assert done.exit_code == 2
-    assert "--residual-bits 16: no TVM kernel" in done.output
+def test_a_free_length_is_named_before_calibration(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", "length", 4])
+        for name in "xy"
+    ]
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], [weight])
+    onnx.save(
+        helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)]),
+        tmp_path / "free.onnx",
+    )
+    done = run("quantize", tmp_path / "free.onnx", "--target", "tvm:c", *FAST)
+    assert done.exit_code == 3
+    assert "give --size length=N" in done.output
+    wrong = run("quantize", tmp_path / "free.onnx", "--size", "length=3", *FAST)
+    assert wrong.exit_code == 2
+    assert "--size: only a compiled module" in wrong.output
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from ptq.errors import UsageError
 from ptq.report.commands import emit, options_as
-from ptq.report.options import COMMON, FILE, Common
+from ptq.report.options import COMMON, FILE, SIZE, Common, sizes_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +39,7 @@ class _Compile(Common):
     click.option(
         "--batch", type=click.IntRange(min=1), help="Samples a call.  [default: any number]"
     ),
-    click.option(
-        "--size",
-        multiple=True,
-        metavar="AXIS=N",
-        help="Size of a named axis behind the first, such as length=128; may be repeated.",
-    ),
+    SIZE,
     click.option(
         "--weights",
         type=click.Choice(("auto", "int8", "packed")),
@@ -84,18 +77,3 @@ def compile(options: _Compile) -> None:
     emit(options, {"command": "compile", "output": str(out)}, found, print_compilation)
     if not (options.as_json or options.quiet):
         click.echo(f"wrote {out}")
-
-
-def sizes_of(pairs: Sequence[str]) -> dict[str, int]:
-    """--size AXIS=N, as a table.
-
-    Raises:
-        UsageError: not of that form.
-    """
-    found = {}
-    for pair in pairs:
-        name, _, size = pair.partition("=")
-        if not name or not size.isdigit() or int(size) < 1:
-            raise UsageError(f"--size {pair}: wanted AXIS=N, such as length=128")
-        found[name] = int(size)
-    return found

@@ -25,10 +25,11 @@ from ptq.report.options import (
     METHODS,
     PREPROCESS,
     RECIPE,
-    RESIDUAL_BITS,
     SEED,
+    SIZE,
     Choices,
     preprocess_of,
+    sizes_of,
 )
 from ptq.report.resources import RUN, kept_if_interrupted
 from ptq.report.target_option import Target, is_compiled
@@ -51,6 +52,7 @@ class _Quantize(BudgetChoices, Choices):
     activation_grid: str | None
     effort: str | None
     target: str | None
+    size: tuple[str, ...]
     io: str | None
     cpu: str | None
     seed: int | None
@@ -87,6 +89,7 @@ class _Quantize(BudgetChoices, Choices):
         "--effort", type=click.Choice(EFFORTS), help="Time for accuracy.  [default: default]"
     ),
     click.option("--target", type=Target(), help="What to write.  [default: onnx]"),
+    SIZE,
     click.option("--io", type=click.Choice(("float", "integer")), help="Type of in- and outputs."),
     click.option(
         "--cpu",
@@ -174,7 +177,7 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
     """Quantise, measure, write; returns the report."""
     if recipe.weights_only:
         return weights_to(out, options, recipe)
-    from ptq.compilation import check_target, save_compiled
+    from ptq.compilation import check_sizes, check_target, save_compiled
     from ptq.evaluate import Samples, check_evaluation
     from ptq.mixed.within import quantize_within
     from ptq.opening import RunOptions
@@ -188,13 +191,14 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
     preprocess = preprocess_of(options.preprocess)
     memory = options.memory or RunOptions.memory_bytes
     compiled = options.target if is_compiled(options.target) else None
+    sizes = sizes_of(options.size)
+    if sizes and compiled is None:
+        raise click.UsageError(
+            "--size: only a compiled module has fixed sizes; give --target tvm:..."
+        )
     if compiled is not None:
-        if options.residual_bits == max(RESIDUAL_BITS):
-            raise click.UsageError(
-                f"--residual-bits {options.residual_bits}: no TVM kernel takes 16-bit codes; leave "
-                "it out, or choose --target onnx"
-            )
         recipe = check_target(compiled, recipe)
+        check_sizes(options.model, sizes)
     with progress(quiet=options.quiet) as show, kept_if_interrupted(out) as work:
         if options.evaluation is not None:
             check_evaluation(options.model, options.evaluation, preprocess)
@@ -218,7 +222,7 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
         show("write", 0, None)
         if compiled is not None:
             save_compiled(
-                result, out, CompileOptions(compiled),
+                result, out, CompileOptions(compiled, sizes=sizes),
                 force=options.force, report=report, source=options.model,
             )  # fmt: skip
         else:

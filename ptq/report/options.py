@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ptq.errors import UsageError
 from ptq.report.commands import remember_debug
 
 if TYPE_CHECKING:
@@ -63,6 +64,13 @@ SEED = click.option(
     "--seed", type=click.IntRange(min=0), help="Of everything random.  [default: 0]"
 )
 THREADS = click.option("--threads", type=click.IntRange(min=1), help="Default: all CPUs.")
+SIZE = click.option(
+    "--size",
+    multiple=True,
+    metavar="AXIS=N",
+    help="Of a compiled module: size of a named axis behind the first, such as length=128; may be "
+    "repeated.",
+)
 FLOAT = click.option("--float", "float_path", type=FILE, help="The float model, if it has moved.")
 RECIPE = (
     click.option(
@@ -189,3 +197,18 @@ def numbers(kind: type[T]) -> Callable[[click.Context, click.Parameter, str], tu
             raise click.BadParameter(f"got {text!r}; wanted numbers such as 0,1") from error
 
     return read
+
+
+def sizes_of(pairs: Sequence[str]) -> dict[str, int]:
+    """--size AXIS=N, as a table.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    found = {}
+    for pair in pairs:
+        name, _, size = pair.partition("=")
+        if not name or not size.isdigit() or int(size) < 1:
+            raise UsageError(f"--size {pair}: wanted AXIS=N, such as length=128")
+        found[name] = int(size)
+    return found

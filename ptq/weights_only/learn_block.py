@@ -11,8 +11,7 @@ from the inputs that the quantised one has (BRECQ, https://arxiv.org/abs/2102.05
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +21,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from ptq.execute.differentiable import FloatGraph, to_tensor, unsupported
+from ptq.execute.differentiable import FloatGraph, one_thread, to_tensor, unsupported
 from ptq.passes.learning.optimizers import OPTIMIZERS
 from ptq.passes.learning.uniform import HALF, NEAR
 from ptq.targets.matmul_nbits import stored_scale
@@ -70,7 +69,7 @@ def learn_block(
     judged = [index for index in range(len(block.given)) if index % HELD_OUT == HELD_OUT - 1]
     judged = judged or [len(block.given) - 1]
     learned_on = [index for index in range(len(block.given)) if index not in judged]
-    with _one_thread():
+    with one_thread():
         variables = {p.name: _Variable(p, rounded[p.name]) for p in block.products}
         before = _mean_error(graph, block, variables, judged)
         _descend(graph, block, variables, rates, np.random.default_rng(seed), learned_on)
@@ -166,14 +165,3 @@ def _mean_error(
 ) -> float:
     with torch.no_grad():  # constants are cached, and gradients flow past them later
         return float(np.mean([_error(graph, block, variables, i).item() for i in index]))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums of floats depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

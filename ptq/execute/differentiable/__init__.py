@@ -14,6 +14,7 @@ from ptq.execute.differentiable.rounding import (
     round_through,
 )
 from ptq.execute.differentiable.tensors import to_array, to_tensor
+from ptq.execute.differentiable.threads import one_thread
 
 __all__ = [
     "FloatGraph",
@@ -23,6 +24,7 @@ __all__ = [
     "Rounding",
     "drop_quantization",
     "interpolate",
+    "one_thread",
     "round_through",
     "to_array",
     "to_tensor",
