@@ -134,8 +134,7 @@ def calibration(variant: Variant, real: np.ndarray, seed: int) -> np.ndarray:
     specs = input_specs(load(SHARED / MODEL))
     if variant.source == "synthetic":
         source = synthetic_source(specs, variant.samples, seed)
-        data = open_calibration(source, specs, limit=variant.samples)
-        return np.concatenate([next(iter(batch.values())) for batch in data.batches(64)])
+        return np.concatenate([np.asarray(next(iter(x.values()))) for x in source.read()])
     if variant.source == "imagenet":
         return crops(variant.samples, seed)
     return real[: variant.samples]
