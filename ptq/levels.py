@@ -95,9 +95,7 @@ def codebook(histogram: Histogram, method: str, bits: int, limits: Range) -> Cho
         share, total, _ = density.within(values)
         moves = ~fixed & (share > SEEN)
         values = np.sort(np.where(moves, total / np.where(moves, share, 1.0), values))
-    m0, m1, m2 = density.within(values)
-    error = float((m2 - 2 * values * m1 + values**2 * m0).sum())
-    return replace(start, values=values, error=error)
+    return replace(start, values=values, error=float(density.error(values)))
 
 
 def _negatives(start: Range, bits: int, power: float) -> Iterable[int]:

@@ -117,6 +117,16 @@ class Density:
         edges[..., -1] = self.moments[:, -1].reshape(3, *[1] * (q.ndim - 1))
         return np.diff(edges, axis=-1)
 
+    def error(self, q: Floats) -> Floats:
+        """Mean squared error of rounding to the levels, clipping and all: [..., n] -> [...].
+
+        sum over cells of E[(x - q)^2] = M2 - 2 q M1 + q^2 M0, M the moments of the cell that the
+        level q serves; the outer cells reach to infinity, which is the clipping.
+        """
+        m0, m1, m2 = self.within(q)
+        error: Floats = np.maximum((m2 - 2 * q * m1 + q * q * m0).sum(axis=-1), 0.0)
+        return error
+
 
 class Valued(Protocol):
     """Levels that a range places: equally spaced ones, or others (`ptq.levels`)."""
@@ -132,15 +142,8 @@ class Valued(Protocol):
 
 
 def squared_error(density: Density, levels: Valued, low: Floats, high: Floats) -> Floats:
-    """Mean squared quantisation error, rounding and clipping, of K ranges: [K], [K] -> [K].
-
-    sum over cells of E[(x - q)^2] = M2 - 2 q M1 + q^2 M0, M the moments of the cell that the
-    level q serves; the outer cells reach to infinity, which is the clipping.
-    """
-    q = levels.values(low, high)
-    m0, m1, m2 = density.within(q)
-    error: Floats = np.maximum((m2 - 2 * q * m1 + q * q * m0).sum(axis=1), 0.0)
-    return error
+    """Mean squared quantisation error of K ranges: [K], [K] -> [K]."""
+    return density.error(levels.values(low, high))
 
 
 def divergence(density: Density, levels: Levels, low: Floats, high: Floats) -> Floats:

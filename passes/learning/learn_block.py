@@ -107,12 +107,12 @@ def _loss_of(
 ) -> LossOf:
     """A function that runs the block as it is now on a batch, and says how far off it is."""
     program, block = task.program, task.block
-    names = [ref.name for ref in block.outputs]
+    names, on_their_way = [ref.name for ref in block.outputs], before_levels(program)
     graph = ProgramGraph(program, block.steps, outputs=names, exact=False, device=device)
 
     def loss(batch: Batch, noise: torch.Generator) -> Tensor:
         captured: dict[str, Tensor] = {}
-        inner = _once(drop_quantization(options.drop, noise), before_levels(program))
+        inner = _once(drop_quantization(options.drop, noise), on_their_way)
         quantiser = _capturing(inner, names, captured)
         codes, raw = block_inputs(program, block, batch, device, options.drop, noise)
         overrides = scales.overrides(block.steps, device)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from ptq import runtime
 from ptq.integer.program import Program
 from ptq.targets.tvm.origins import dtype_of, row_counts
 from ptq.targets.tvm.trace import Trace
@@ -15,17 +15,8 @@ TABLE = "__attribute__((unused)) static const int64_t"
 C_TYPES = {"float32": "float", "int64": "int64_t", "int32": "int32_t"}
 
 
-@dataclass(frozen=True)
-class Port:
-    """An input or output of the module; shape of one call.
-
-    rows: how many rows its values choose from, -rows .. rows - 1; 0 if they do not.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-    rows: int = 0
+class Port(runtime.Port):
+    """What `ptq.runtime` knows of an input or output, and what C does."""
 
     @property
     def size(self) -> int:
