@@ -1,11 +1,13 @@
 """Mixed against uniform precision on the shared models: accuracy at the same average weight bits.
 
     python benchmarks/measure_mixed.py RESULTS.jsonl [--model resnet20] [--seeds 0 1 2]
-        [--activations 8 4] [--work DIR]
+        [--activations 8 4] [--effort fast default] [--only KIND:AIM ...] [--work DIR]
 
-Needs the shared data (PTQ_SHARED, default ../shared). Closed-form rounding. Average bits count
-every weight, of the first and last layers too; the inputs of those two stay at 8 bits. Everything
-is chosen on calibration data (a quarter of it held out); the evaluation data is only measured on.
+Needs the shared data (PTQ_SHARED, default ../shared). Average bits count every weight, of the first
+and last layers too; the inputs of those two stay at 8 bits. Everything is chosen on calibration
+data (a quarter of it held out) with closed-form rounding; the evaluation data is only measured on.
+With effort 'fast' the networks measured are those of the choice; with 'default' they are learned on
+all samples, as `ptq quantize --avg-bits` does after choosing, and nothing is held out.
 The samples are a random part of the calibration data, drawn by the seed. Rows that are in RESULTS
 are not measured again; benchmarks/mixed_tables.py writes docs/mixed.md from them.
 
@@ -21,10 +23,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import ptq
 from ptq.calib_data import input_specs, labelled, parse_preprocess
 from ptq.mixed.choose import Chooser, precision_map
 from ptq.mixed.costs import average_bits
@@ -151,41 +155,63 @@ def predicted(chooser: Chooser, precisions: Mapping[str, Precision]) -> float:
     return sum(scores[name][p.weight_bits or 8] for name, p in precisions.items())
 
 
-def run(name: str, seed: int, activations: int, work: Path, results: Path) -> None:
+def run(name: str, seed: int, activations: int, options: argparse.Namespace) -> None:
     """Measure everything of one model, seed and activation width that is not in the results."""
     case = CASES[name]
-    known = {key(row) for row in read(results)}
+    known = {key(row) for row in read(options.results)}
     recipe = Recipe(samples=case.samples, seed=seed, activation_bits=activations)
-    preprocess = parse_preprocess(case.preprocess)
     study = open_study(
-        SHARED / case.model, SHARED / case.calib, recipe, work, preprocess=preprocess
-    )
-    chooser, judge, evaluation = Chooser(study), None, None
-    for kind, aim, allocate in allocations(study, chooser):
+        SHARED / case.model, SHARED / case.calib, recipe.replace(effort="fast"), options.work,
+        preprocess=parse_preprocess(case.preprocess),
+    )  # fmt: skip
+    chooser = Chooser(study)
+    workshop, evaluation = Workshop(chooser, Judge(study)), Evaluation(case)
+    for (kind, aim, allocate), effort in product(allocations(study, chooser), options.effort):
         row: dict[str, Any] = {
-            "model": name, "seed": seed, "activations": activations, "kind": kind, "aim": aim
+            "model": name, "seed": seed, "activations": activations, "kind": kind, "aim": aim,
+            "effort": effort,
         }  # fmt: skip
-        if key(row) in known:
+        unwanted = options.only and f"{kind}:{aim:g}" not in options.only
+        if key(row) in known or unwanted or (kind == "hull" and effort != "fast"):
             continue
-        judge = judge or Judge(study)
         start = perf_counter()
         precisions = allocate()
-        result = Workshop(chooser, judge).build(precision_map(precisions))
-        widths = {layer: p.weight_bits or 8 for layer, p in precisions.items()}
-        row |= {
-            "average_bits": average_bits(chooser.sizes, widths),
-            "file_bytes": model_bytes(result.model),
-            "predicted": predicted(chooser, precisions),
-            "held_out": asdict(judge.quality(result.model)),
-            "widths": list(widths.values()),
-        }
-        if kind != "hull":  # there the loss on held-out samples is what is asked for
-            evaluation = evaluation or Evaluation(case)
-            row |= evaluation.measure(result.model)
+        row |= measure(workshop, evaluation, recipe, precisions, row)
         row["seconds"] = perf_counter() - start
-        with results.open("a") as file:
+        with options.results.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps({k: v for k, v in row.items() if k != "widths"}), flush=True)
+
+
+def measure(
+    workshop: Workshop,
+    evaluation: Evaluation,
+    recipe: Recipe,
+    precisions: Mapping[str, Precision],
+    row: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Quantise an allocation with the row's effort, and measure it."""
+    case, said = CASES[row["model"]], precision_map(precisions)
+    widths = {layer: p.weight_bits or 8 for layer, p in precisions.items()}
+    found: dict[str, Any] = {
+        "average_bits": average_bits(workshop.chooser.sizes, widths),
+        "predicted": predicted(workshop.chooser, precisions),
+        "widths": list(widths.values()),
+    }
+    if row["effort"] == "fast":
+        result = workshop.build(said)
+        found["held_out"] = asdict(workshop.judge.quality(result.model))
+    else:
+        result = ptq.quantize(
+            SHARED / case.model,
+            SHARED / case.calib,
+            recipe.replace(precision_map=said, effort=row["effort"]),
+            preprocess=parse_preprocess(case.preprocess),
+        )
+    found["file_bytes"] = model_bytes(result.model)
+    if row["kind"] != "hull":  # there the loss on held-out samples is what is asked for
+        found |= evaluation.measure(result.model)
+    return found
 
 
 def read(results: Path) -> list[dict[str, Any]]:
@@ -197,7 +223,7 @@ def read(results: Path) -> list[dict[str, Any]]:
 
 def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a row is of."""
-    return tuple(row[k] for k in ("model", "seed", "activations", "kind", "aim"))
+    return tuple(row[k] for k in ("model", "seed", "activations", "kind", "aim", "effort"))
 
 
 def main() -> None:
@@ -207,6 +233,8 @@ def main() -> None:
     parser.add_argument("--model", choices=CASES, nargs="+", default=list(CASES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--activations", type=int, nargs="+", default=[8, 4])
+    parser.add_argument("--effort", choices=("fast", "default"), nargs="+", default=["fast"])
+    parser.add_argument("--only", nargs="+", metavar="KIND:AIM", help="such as mixed:2.5")
     parser.add_argument("--work", type=Path, default=Path("out/mixed"))
     options = parser.parse_args()
     if not SHARED.is_dir():
@@ -214,7 +242,7 @@ def main() -> None:
     for name in options.model:
         for activations in options.activations:
             for seed in options.seeds:
-                run(name, seed, activations, options.work, options.results)
+                run(name, seed, activations, options)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -23,11 +24,12 @@ Row = Mapping[str, Any]
 INTRODUCTION = """\
 # Mixed precision, as measured
 
-Made by `benchmarks/measure_mixed.py` and `benchmarks/mixed_tables.py`: closed-form rounding, a
-quarter of the calibration images held out (512 of ResNet-20's, 160 of EfficientNet-Lite0's, drawn
-by the seed); mean and sample standard deviation over the seeds. Average bits count all weights; the
-inputs of the first and last layers have 8 bits. KL is on the held-out images; top-1, agreement with
-float and SQNR of the logits are on 5,000 CIFAR-10 or 250 ImageNet images, on which nothing was
+Made by `benchmarks/measure_mixed.py` and `benchmarks/mixed_tables.py`. Widths are chosen with
+closed-form rounding on 512 calibration images of ResNet-20, 160 of EfficientNet-Lite0, drawn by the
+seed, a quarter of them held out; learned networks are then made on all of these, as `ptq quantize
+--avg-bits` does. Mean and sample standard deviation over the seeds. Average bits count all weights;
+the inputs of the first and last layers have 8 bits. KL is on the held-out images; top-1, agreement
+with float and SQNR of the logits are on 5,000 CIFAR-10 or 250 ImageNet images, on which nothing was
 chosen.
 """
 KINDS = {
@@ -48,7 +50,11 @@ RIVALS = {
     ("efficientnet", 8): "A rival's uniform 4 bits: top-1 .687 (float .8827), agreement .723, "
     "3.3 dB; an earlier figure, on other images.",
 }
-HEADS = "| | bits | file, kB | held-out KL | top-1 | agreement | SQNR, dB |\n|" + " --- |" * 7
+ROUNDING = {"fast": "closed forms", "default": "learned"}
+HEADS = (
+    "| | rounding | seeds | bits | file, kB | held-out KL | top-1 | agreement | SQNR, dB |\n|"
+    + " --- |" * 9
+)
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -58,17 +64,20 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
-    """A line a kind, in a fixed order."""
+    """A line a kind and way of rounding, in a fixed order."""
     yield HEADS
-    for kind, aim in ORDER:
-        found = [row for row in rows if (row["kind"], row["aim"]) == (kind, aim)]
+    for (kind, aim), effort in product(ORDER, ROUNDING):
+        found = [r for r in rows if (r["kind"], r["aim"], r["effort"]) == (kind, aim, effort)]
         if not found:
             continue
+        losses = [row["held_out"]["loss"] for row in found if "held_out" in row]
         cells = (
             KINDS[kind].format(aim=aim),
+            ROUNDING[effort],
+            str(len(found)),
             f"{mean(row['average_bits'] for row in found):.3f}",
             f"{mean(row['file_bytes'] for row in found) / 1000:.1f}",
-            spread([row["held_out"]["loss"] for row in found], 4),
+            spread(losses, 4) if losses else "",
             spread([row["top1"] for row in found], 4),
             spread([row["agreement"] for row in found], 4),
             spread([row["sqnr_db"] for row in found], 2),
@@ -95,10 +104,9 @@ def page(rows: Sequence[Row]) -> Iterator[str]:
     cases = dict.fromkeys((row["model"], row["activations"]) for row in rows)
     for model, activations in sorted(cases, key=lambda case: (case[0] != "resnet20", -case[1])):
         own = [r for r in rows if (r["model"], r["activations"]) == (model, activations)]
-        seeds = sorted({row["seed"] for row in own})
         float_top1 = next(row["float_top1"] for row in own if "float_top1" in row)
         yield f"## {TITLES[model]}, {activations}-bit activations\n"
-        yield f"Seeds {', '.join(map(str, seeds))}; float top-1 {float_top1:.4f}.\n"
+        yield f"Float top-1 {float_top1:.4f}.\n"
         yield from table(own)
         yield ""
         yield from rank_correlations(own)
