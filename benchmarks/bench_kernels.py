@@ -150,7 +150,7 @@ def with_module(path: Path, x: Array) -> Callable[[], float]:
     """A function that runs the module and returns microseconds of its kernels."""
     module = runtime.load(path, threads=1)
     computes = np.asarray([not call.kernel.startswith(BOUNDARY) for call in module.calls])
-    return lambda: float(module.profile({"x": x})[computes].sum()) / 1e3
+    return lambda: float(np.asarray(module.profile({"x": x}))[computes].sum()) / 1e3
 
 
 def with_onnxruntime(path: Path, x: Array) -> Callable[[], float]:

@@ -1,9 +1,12 @@
-"""Run a module that `ptq compile` wrote. Needs numpy and nothing else.
+"""Run a module that `ptq compile` wrote. Needs Python's standard library and nothing else.
 
     module = ptq.runtime.load("model.so")
     y = module(x)
 
 The library has one C function (ptq/targets/tvm/native/ptq_module.h); this is its Python side.
+An input is any dense array in this process's memory that has DLPack or is a buffer. An output is a
+numpy array, or where numpy is not installed a memoryview of float32, with its shape: numpy.asarray
+and torch.frombuffer take one without a copy.
 """
 
 from __future__ import annotations
@@ -17,9 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from ptq.arrays import Dense, address_of, as_numpy, dense, floats, integers, room
 from ptq.cpus import usable_cpus
 from ptq.errors import CalibrationError, InvalidModelError, MissingDependencyError, PtqError
 
@@ -30,7 +31,8 @@ FAILURES: dict[int, type[PtqError]] = {1: MissingDependencyError, 3: Calibration
 INCLUDE = Path(__file__).parent / "targets" / "tvm" / "native"
 """Where ptq_module.h is, for C and C++."""
 
-Array = npt.NDArray[Any]
+Array = Any
+"""Whatever `ptq.arrays.dense` reads; an output is what `as_numpy` gives."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Module:
     weights: how they are stored, as `ptq compile --weights` says. sizes: of named axes.
     samples: how many one call takes, or a multiple of them if `dynamic_batch`.
     calls: the kernels in order. threads: how many work at most.
-    arena: scratch memory, uint8, one after another for each thread; empty for a GPU.
+    arena: scratch memory, bytes, one after another for each thread; empty for a GPU.
     library: the C functions.
     """
 
@@ -75,12 +77,14 @@ class Module:
     dynamic_batch: bool
     calls: tuple[KernelCall, ...]
     threads: int
-    arena: npt.NDArray[np.uint8]
+    arena: memoryview
     library: Any
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __call__(self, *arrays: Any) -> Any:
-        """The output, or a tuple of them, for the inputs in order; what has DLPack is not copied.
+    def __call__(self, *arrays: Array) -> Any:
+        """The output, or a tuple of them, for the inputs in order.
+
+        Dense arrays of the input's type are not copied, unless they are read-only.
 
         Raises:
             CalibrationError: the arrays do not fit the inputs.
@@ -90,7 +94,7 @@ class Module:
                 f"{self.path}: got {len(arrays)} arrays; wanted {len(self.inputs)}: "
                 f"{', '.join(port.name for port in self.inputs)}"
             )
-        feeds = {port.name: _as_numpy(x) for port, x in zip(self.inputs, arrays, strict=True)}
+        feeds = {port.name: x for port, x in zip(self.inputs, arrays, strict=True)}
         found = tuple(self.run(feeds).values())
         return found[0] if len(found) == 1 else found
 
@@ -104,32 +108,31 @@ class Module:
         """
         return self._run(feeds, None)
 
-    def profile(self, feeds: Mapping[str, Array]) -> npt.NDArray[np.int64]:
+    def profile(self, feeds: Mapping[str, Array]) -> tuple[int, ...]:
         """Run, and return the nanoseconds of every kernel call, in the order of `calls`.
 
         Raises:
             CalibrationError: an input is missing or has another shape.
         """
-        nanoseconds = np.zeros(len(self.calls), np.int64)
-        self._run(feeds, nanoseconds)
-        return nanoseconds
+        nanoseconds = integers(len(self.calls))
+        self._run(feeds, address_of(nanoseconds))
+        return tuple(nanoseconds)
 
-    def _run(self, feeds: Mapping[str, Array], nanoseconds: Array | None) -> dict[str, Array]:
-        repeats = self._repeats(feeds)
-        given = [self._array(port, feeds[port.name]) for port in self.inputs]
-        made = [
-            np.empty((repeats * port.shape[0], *port.shape[1:]) if port.shape else (), np.float32)
-            for port in self.outputs
-        ]
-        times = None if nanoseconds is None else nanoseconds.ctypes.data
+    def _run(self, feeds: Mapping[str, Array], nanoseconds: int | None) -> dict[str, Array]:
+        given = [self._input(port, feeds) for port in self.inputs]
+        repeats = self._repeats(given)
+        shapes = [(repeats * p.shape[0], *p.shape[1:]) if p.shape else () for p in self.outputs]
+        made = [floats(shape) for shape in shapes]
         with self._lock:
             status = self.library.ptq_run(
-                repeats, _pointers(given), _pointers(made), self.arena.ctypes.data, self.threads,
-                times,
+                repeats, _pointers([array.address for array in given]),
+                _pointers(list(map(address_of, made))), address_of(self.arena), self.threads,
+                nanoseconds,
             )  # fmt: skip
         if status:
             raise self._failure(status)
-        return {port.name: array for port, array in zip(self.outputs, made, strict=True)}
+        names = [port.name for port in self.outputs]
+        return dict(zip(names, map(as_numpy, made), strict=True))
 
     def _failure(self, status: int) -> PtqError:
         """What the last run, in this thread, did not succeed for."""
@@ -137,26 +140,39 @@ class Module:
         reason = self.library.ptq_error().decode(errors="replace")
         return FAILURES.get(status, PtqError)(f"{self.path}: compiled for {self.target}: {reason}")
 
-    def _array(self, port: Port, given: Any) -> Array:
+    def _input(self, port: Port, feeds: Mapping[str, Array]) -> Dense:
         """An input as the library reads it: any number as a float, integers as integers."""
-        array = np.asarray(given)
+        if port.name not in feeds:
+            raise CalibrationError(f"{self.path}: input {port.name!r} is missing")
+        given = feeds[port.name]
+        found = dense(given)
+        if found is not None and found.dtype == port.dtype:
+            return found
+        try:
+            import numpy as np
+        except ImportError:
+            kind = type(given).__name__ if found is None else found.dtype
+            raise CalibrationError(
+                f"{self.path}: input {port.name} is {kind}; wanted a dense array of {port.dtype} "
+                "in memory: give one, or install numpy, which converts others"
+            ) from None
+        foreign = not isinstance(given, np.ndarray) and hasattr(given, "__dlpack__")
+        array = np.from_dlpack(given) if foreign else np.asarray(given)
         if port.dtype != "float32" and array.dtype.kind not in "iub":
             raise CalibrationError(
                 f"{self.path}: input {port.name} is {array.dtype}; wanted {port.dtype}"
             )
-        return np.ascontiguousarray(array, port.dtype)
+        array = np.asarray(array, port.dtype, order="C")
+        return Dense(array.ctypes.data, array.shape, port.dtype, array)
 
-    def _repeats(self, feeds: Mapping[str, Array]) -> int:
+    def _repeats(self, given: Sequence[Dense]) -> int:
         """How often the network is run over the batch."""
         repeats = 1
-        for port in self.inputs:
-            if port.name not in feeds:
-                raise CalibrationError(f"{self.path}: input {port.name!r} is missing")
-            shape = tuple(np.shape(feeds[port.name]))
+        for port, shape in zip(self.inputs, (array.shape for array in given), strict=True):
             first = port.shape[0] if port.shape else 1
             whole = self.dynamic_batch and bool(shape) and shape[0] % first == 0
             repeats = shape[0] // first if whole else 1
-            if shape != (repeats * first, *port.shape[1:])[: len(port.shape)]:
+            if not repeats or shape != (repeats * first, *port.shape[1:])[: len(port.shape)]:
                 batch = "N" if self.dynamic_batch else str(first)
                 wanted = ", ".join([batch, *map(str, port.shape[1:])])
                 raise CalibrationError(
@@ -193,7 +209,7 @@ def load(path: str | Path, *, threads: int | None = 1) -> Module:
         described["dynamic_batch"],
         tuple(KernelCall(call["step"], call["kernel"]) for call in described["calls"]),
         threads,
-        _aligned(described["arena_bytes"] * threads),
+        room(described["arena_bytes"] * threads, ALIGNMENT),
         library,
     )
 
@@ -222,22 +238,10 @@ def _open(path: Path) -> tuple[ctypes.CDLL, dict[str, Any]]:
     return library, dict(described)
 
 
-def _as_numpy(x: Any) -> Array:
-    foreign = not isinstance(x, np.ndarray) and hasattr(x, "__dlpack__")
-    return np.from_dlpack(x) if foreign else np.asarray(x)
-
-
 def _ports(records: Sequence[Mapping[str, Any]]) -> tuple[Port, ...]:
     return tuple(Port(**{**record, "shape": tuple(record["shape"])}) for record in records)
 
 
-def _pointers(arrays: Sequence[Array]) -> ctypes.Array[ctypes.c_void_p]:
-    """Their addresses, as C wants them."""
-    return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
-
-
-def _aligned(size: int) -> npt.NDArray[np.uint8]:
-    """size bytes of zeros whose address suits vector loads."""
-    room = np.zeros(size + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    return room[start : start + size]
+def _pointers(addresses: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:
+    """As C wants them."""
+    return (ctypes.c_void_p * len(addresses))(*addresses)

@@ -147,7 +147,7 @@ def _profiled(
     modules: Mapping[int, Module], feeds: Mapping[str, np.ndarray]
 ) -> dict[int, np.ndarray]:
     """Undisturbed nanoseconds of every kernel call, [calls] a module, in turns."""
-    times: dict[int, list[np.ndarray]] = {bits: [] for bits in modules}
+    times: dict[int, list[tuple[int, ...]]] = {bits: [] for bits in modules}
     started = perf_counter()
     while perf_counter() - started < SECONDS or len(times[next(iter(times))]) < 5:
         for bits, module in modules.items():

@@ -13,5 +13,5 @@ found = module.run(feeds)
 arenas = []
 for start in range(0, len(next(iter(feeds.values()))), module.samples):
     module.run({name: x[start : start + module.samples] for name, x in feeds.items()})
-    arenas.append(module.arena.copy())
+    arenas.append(np.array(module.arena))
 np.savez(sys.argv[3], arenas=np.stack(arenas), **{f"out_{n}": array for n, array in found.items()})

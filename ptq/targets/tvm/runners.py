@@ -56,11 +56,12 @@ class Tapped:
         step = self.module.samples
         total = len(next(iter(feeds.values())))
         parts: dict[str, list[Array]] = {name: [] for name in self.views}
+        arena = np.asarray(self.module.arena)
         for start in range(0, total, step):
             self.module.run({name: x[start : start + step] for name, x in feeds.items()})
             for name, view in self.views.items():
                 if start == 0 or not view.shared:
-                    parts[name].append(view.read(self.module.arena))
+                    parts[name].append(view.read(arena))
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 

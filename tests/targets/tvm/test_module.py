@@ -112,7 +112,7 @@ def test_profile_gives_every_kernel_its_time(digits: Path) -> None:
     feeds = {"image": np.zeros((3, 1, 16, 16), np.float32)}
     found = module.profile(feeds)
     assert len(found) == len(module.calls) > 20
-    assert (found > 0).all()
+    assert min(found) > 0
     assert module.calls[0].kernel == "Quantize"
 
 
