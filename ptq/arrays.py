@@ -49,7 +49,7 @@ def dense(x: Any) -> Dense | None:
     return _of_buffer(x) or _of_dlpack(x)
 
 
-def address_of(writable: memoryview) -> int:
+def address_of(writable: memoryview[Any]) -> int:
     """Where its first byte is."""
     return ctypes.addressof((ctypes.c_char * writable.nbytes).from_buffer(writable))
 
@@ -61,7 +61,7 @@ def room(size: int, alignment: int) -> memoryview:
     return whole[start : start + size]
 
 
-def floats(shape: Sequence[int]) -> memoryview:
+def floats(shape: Sequence[int]) -> memoryview[Any]:
     """Zeros, float32; no extent may be zero."""
     return memoryview(bytearray(4 * prod(shape))).cast("f", list(shape))
 
@@ -71,7 +71,7 @@ def integers(count: int) -> memoryview:
     return memoryview(bytearray(8 * count)).cast("q")
 
 
-def as_numpy(view: memoryview) -> Any:
+def as_numpy(view: memoryview[Any]) -> Any:
     """The same memory as a numpy array where numpy is installed, else as it is."""
     try:
         import numpy as np
