@@ -58,6 +58,7 @@ class Builder:
 
     scope: name of the step that is being emitted; new nodes are called `<scope>/<op_type>`.
     opset: of the default domain; weights stored in few bits raise it.
+    doubles: codes that are at hand as float64 integers, too, by name.
     """
 
     def __init__(self, program: Program, io: Io) -> None:
@@ -68,15 +69,17 @@ class Builder:
         self.names = value_names(program, io)
         self._taken = set(self.names.values())
         self._numbers: Counter[str] = Counter()
+        self.doubles: dict[str, ir.Value] = {}
         self._values: dict[Ref, ir.Value] = {}
+        self._late: dict[Ref, Callable[[], ir.Value]] = {}
         self._constants: dict[tuple[object, ...], ir.Value] = {}
         self._initializers: list[ir.Value] = []
         self._nodes: list[ir.Node] = []
         self.inputs = [self._input(boundary) for boundary in program.inputs]
 
     def has(self, ref: Ref) -> bool:
-        """True if the value was made already."""
-        return ref in self._values
+        """True if the value was made already, or will be where it is read."""
+        return ref in self._values or ref in self._late
 
     def plan(self, name: str) -> ActivationPlan:
         """The grid of the codes of `name`."""
@@ -92,6 +95,8 @@ class Builder:
         Raises:
             PtqError: the program uses a value before it is made.
         """
+        if ref in self._late:
+            self._values[ref] = self._late.pop(ref)()
         if ref in self._values:
             return self._values[ref]
         if not ref.codes and ref.name in self.exposed:
@@ -108,6 +113,11 @@ class Builder:
         value.name = self.names[ref]
         self._values[ref] = value
         return value
+
+    def bind_late(self, ref: Ref, value: ir.Value, convert: Callable[[], ir.Value]) -> None:
+        """Name another form of a value, which is converted where something reads the value."""
+        value.name = self.names[ref]
+        self._late[ref] = convert
 
     def bind_codes(self, name: str, value: ir.Value) -> ir.Value:
         """Give a computed code tensor its name in the program."""

@@ -9,12 +9,12 @@ inexact operation is the one division a row, whose floor is exact too: 2^41 / ro
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from ptq.integer.program import Normalize
 from ptq.targets import exact, wide
 from ptq.targets.build import Builder
+from ptq.targets.rows import beside
 
 NEWTON_STEPS = 6  # from less than twice the root: relative errors 1, 1/4, .03, 3e-4, 5e-8, 0
 LAST = [-1]
@@ -22,32 +22,35 @@ LAST = [-1]
 
 def in_doubles(b: Builder, step: Normalize) -> None:
     """The fast form."""
+    x = wide.in_double(b, step.input)
 
-    def real(value: npt.ArrayLike) -> ir.Value:
-        return b.constant(value, np.float64, "c")
+    def number(value: float) -> ir.Value:
+        return beside(b, x, value, np.float64)
 
     requantizer, n = step.requantizer, len(step.gain)
-    x = exact.cast(b, b.codes(step.input), ir.DataType.DOUBLE)
     axes = exact.int64(b, LAST)
     if step.centred and b.plan(step.input).dtype is not np.uint8:
-        twice = b.node("Mul", [b.node("ReduceSum", [x, axes]), real(2)])
-        mean = b.node("Div", [b.node("Add", [twice, real(n)]), real(2 * n)])
+        half_up = b.node("Add", [b.node("ReduceSum", [x, axes]), number(n / 2)])
+        mean = b.node("Div", [half_up, number(n)])
         u = b.node("Sub", [x, b.node("Floor", [mean])])
         spread = b.node("ReduceSumSquare", [u, axes])
     elif step.centred:
         total, squares = b.node("ReduceSum", [x, axes]), b.node("ReduceSumSquare", [x, axes])
-        spread = b.node("Sub", [b.node("Mul", [squares, real(n)]), b.node("Mul", [total, total])])
-        spread = b.node("Mul", [spread, real(n)])
-        u = b.node("Sub", [b.node("Mul", [x, real(n)]), total])
+        squares = b.node("Mul", [squares, number(n)])
+        spread = b.node("Sub", [squares, b.node("Mul", [total, total])])
+        spread = b.node("Mul", [spread, number(n)])
+        u = b.node("Sub", [b.node("Mul", [x, number(n)]), total])
     else:
-        u = b.node("Sub", [x, real(b.plan(step.input).zero_point)])
+        u = b.node("Sub", [x, number(b.plan(step.input).zero_point)])
         spread = b.node("ReduceSumSquare", [u, axes])
-    raised = b.node("Add", [b.node("Mul", [spread, real(4.0**step.shift)]), real(step.epsilon)])
-    root = b.node("Max", [b.node("Floor", [b.node("Sqrt", [raised])]), real(1)])
-    inverse = b.node("Floor", [b.node("Div", [real(2.0**step.inverse_bits), root])])
+    raised = b.node("Mul", [spread, number(4.0**step.shift)])
+    raised = b.node("Add", [raised, number(step.epsilon)])
+    root = b.node("Max", [b.node("Floor", [b.node("Sqrt", [raised])]), number(1)])
+    inverse = b.node("Floor", [b.node("Div", [number(2.0**step.inverse_bits), root])])
     unit = 2.0 ** -float(requantizer.shift)
-    gained = b.node("Mul", [b.node("Mul", [u, inverse]), real(step.gain * unit)])
-    b.bind_codes(step.output, wide.rounded(b, gained, step.offset * unit, requantizer))
+    gain = b.constant(step.gain * unit, np.float64, "c")
+    gained = b.node("Mul", [b.node("Mul", [u, inverse]), gain])
+    wide.bind_rounded(b, step.output, gained, step.offset * unit, requantizer)
 
 
 def in_integers(b: Builder, step: Normalize) -> None:

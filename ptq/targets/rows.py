@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from ptq.targets.build import Builder
@@ -23,6 +25,18 @@ def like_rows(b: Builder, matrix: ir.Value, like: ir.Value, n: int) -> ir.Value:
         dims = b.node("Shape", [like], {"start": 0, "end": -1})
         shape = b.node("Concat", [dims, b.constant([n], "int64", "c")], {"axis": 0})
     return b.node("Reshape", [matrix, shape])
+
+
+def beside(
+    b: Builder, value: ir.Value, number: npt.ArrayLike, dtype: npt.DTypeLike, hint: str = "c"
+) -> ir.Value:
+    """A number as an operand beside `value`, with as many axes where those are known.
+
+    onnxruntime walks [..., n, 1] and a scalar element by element: 37 us for 1,536 of them, where
+    [..., n, 1] and [1, ..., 1] take 12.
+    """
+    rank = 0 if value.shape is None else len(value.shape)
+    return b.constant(np.reshape(number, [1] * rank), dtype, hint)
 
 
 def shape_of(b: Builder, value: ir.Value) -> ir.Value:

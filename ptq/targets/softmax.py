@@ -18,6 +18,7 @@ import onnx_ir as ir
 from ptq.integer.program import Softmax
 from ptq.targets.build import Builder
 from ptq.targets.exact import cast, int64
+from ptq.targets.rows import beside
 
 FAR = 512
 LAST = -1
@@ -31,7 +32,7 @@ def in_floats(b: Builder, step: Softmax) -> None:
     found = b.node("GatherElements", [b.constant(table, np.float32, "t"), flat])
     e = b.node("Reshape", [found, b.node("Shape", [x])])
     s = b.node("ReduceSum", [e, int64(b, [step.axis])])
-    s = s if step.keep is None else b.node("Max", [s, b.real(1)])
+    s = s if step.keep is None else b.node("Max", [s, beside(b, s, 1, np.float32, "s")])
     power_of_two = step.numerator & (step.numerator - 1) == 0
     quotient = _by_rows if power_of_two and step.axis == LAST else _by_elements
     b.bind_codes(step.output, b.clip(quotient(b, step, e, s), 0, step.high))
@@ -46,14 +47,15 @@ def _distance(b: Builder, step: Softmax, x: ir.Value) -> ir.Value:
     zero, far = (b.constant(number, np.int32, "c") for number in (0, FAR))
     hidden = b.node("Where", [b.value(step.keep), zero, far])
     below = b.node("Sub", [hidden, wide])
-    top = b.node("Min", [b.node("ReduceMin", [below, axes]), zero])  # above zero: all is hidden
+    top = b.node("ReduceMin", [below, axes])
+    top = b.node("Min", [top, beside(b, top, 0, np.int32)])  # above zero: all is hidden
     return b.node("Sub", [below, top])
 
 
 def _by_rows(b: Builder, step: Softmax, e: ir.Value, s: ir.Value) -> ir.Value:
     """One QuantizeLinear, whose scale is s / n for every row: exact, as n is a power of two."""
-    scale = b.node("Mul", [s, b.real(1 / step.numerator)])
-    scales = b.node("Reshape", [scale, int64(b, [-1])])
+    sums = b.node("Reshape", [s, int64(b, [-1])])
+    scales = b.node("Mul", [sums, b.real(1 / step.numerator)])
     rows = b.node("Flatten", [e], {"axis": LAST})
     codes = b.node("QuantizeLinear", [rows, scales], {"axis": 0})
     return b.node("Reshape", [codes, b.node("Shape", [e])])
