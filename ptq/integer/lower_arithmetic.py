@@ -139,7 +139,9 @@ def lower_add(state: Lowering, unit: Unit) -> None:
     )
     bound = max(a.high, b.high) * (abs(first) + abs(second))
     note = "in 64 bits, below 2^53" if wide else ""
-    state.certificates.append(Certificate(unit.name, bound, True, True, note))
+    state.certificates.append(
+        Certificate(unit.name, bound, True, True, note, accumulator_bits=64 if wide else 32)
+    )
 
 
 def lower_multiply(state: Lowering, unit: Unit) -> None:

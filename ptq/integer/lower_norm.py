@@ -61,7 +61,7 @@ def lower_norm(state: Lowering, unit: Unit) -> None:
         )
     )  # fmt: skip
     note = "sums in 64 bits, below 2^53"
-    state.certificates.append(Certificate(unit.name, x.high * n, True, True, note))
+    state.certificates.append(Certificate(unit.name, x.high * n, True, True, note, 64))
 
 
 def _spread(norm: Norm, x: ActivationPlan, n: int) -> tuple[int, float]:

@@ -248,7 +248,8 @@ Step = (
 class Certificate:
     """What was proved about a step, and what was not.
 
-    accumulator_bound: largest |accumulator| over all inputs; must stay below 2^31.
+    accumulator_bound: largest |accumulator| over all inputs; stays below 2^31, or below 2^53 where
+        accumulator_bits are 64.
     exact: integer and float32 requantisation are provably the same function.
     pair_safe: no u8 x s8 pair sum reaches 2^15, so CPUs without VNNI do not saturate.
     """
@@ -258,6 +259,7 @@ class Certificate:
     exact: bool
     pair_safe: bool
     note: str = ""
+    accumulator_bits: int = 32
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ptq.report.comparison import Comparison
 from ptq.report.metrics import MeasuredAccuracy, Scores
 from ptq.report.perplexity import Perplexity
 from ptq.report.rungs import COLUMNS, rung_rows
-from ptq.report.summary import IslandRow, Layer, Report
+from ptq.report.summary import IslandRow, Layer, Report, largest_int32
 from ptq.report.verification import Verification
 
 _PIPE_WIDTH = 110
@@ -164,11 +164,10 @@ def certificate_line(layers: Sequence[Layer], islands: int) -> str:
     certified = [layer for layer in layers if layer.exact is not None]
     exact = sum(bool(layer.exact) for layer in certified)
     safe = sum(bool(layer.pair_safe) for layer in certified)
-    largest = max((layer.accumulator_bound or 0 for layer in certified), default=0)
     return (
         f"certificates: {exact} of {len(certified)} requantisations proved exact, largest "
-        f"accumulator {largest} (limit 2147483647), {safe} of {len(certified)} safe on CPUs "
-        f"without VNNI; {islands} float islands"
+        f"int32 accumulator {largest_int32(certified)} (limit 2147483647), {safe} of "
+        f"{len(certified)} safe on CPUs without VNNI; {islands} float islands"
     )
 
 

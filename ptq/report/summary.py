@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,7 @@ from ptq.report.session import LARGEST_PROTO_BYTES, size_bytes
 
 SCHEMA_VERSION = 1
 _CONTAINER_BITS = 8
+INT32_BITS = 32
 
 
 class Deployed(Protocol):
@@ -82,7 +84,7 @@ class Layer:
 
     weight_bits: width of a stored weight code, None without weights.
     input_bits, output_bits: widths of the activation codes (None where the value is raw).
-    accumulator_bound, exact, pair_safe, note: its certificate, if it has one.
+    accumulator_bound, accumulator_bits, exact, pair_safe, note: its certificate, if it has one.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Layer:
     input_bits: int | None
     output_bits: int | None
     accumulator_bound: int | None = None
+    accumulator_bits: int | None = None
     exact: bool | None = None
     pair_safe: bool | None = None
     note: str = ""
@@ -107,7 +110,7 @@ class IslandRow:
 
 @dataclass(frozen=True)
 class CertificateSummary:
-    """Of all certificates: how many, how many hold, and the largest accumulator bound."""
+    """How many certificates there are and hold, and the largest bound of an int32 accumulator."""
 
     steps: int
     exact: int
@@ -195,6 +198,7 @@ def _layer(step: Step, program: Program, certificate: Certificate | None) -> Lay
     return replace(
         row,
         accumulator_bound=certificate.accumulator_bound,
+        accumulator_bits=certificate.accumulator_bits,
         exact=certificate.exact,
         pair_safe=certificate.pair_safe,
         note=certificate.note,
@@ -223,8 +227,14 @@ def summarise(certificates: tuple[Certificate, ...]) -> CertificateSummary:
         steps=len(certificates),
         exact=sum(c.exact for c in certificates),
         pair_safe=sum(c.pair_safe for c in certificates),
-        largest_accumulator=max((c.accumulator_bound for c in certificates), default=0),
+        largest_accumulator=largest_int32(certificates),
     )
+
+
+def largest_int32(proved: Iterable[Certificate | Layer]) -> int:
+    """The largest bound of an int32 accumulator; 0 if there is none."""
+    bounds = (p.accumulator_bound or 0 for p in proved if p.accumulator_bits == INT32_BITS)
+    return max(bounds, default=0)
 
 
 def model_bytes(model: ir.Model) -> int:

@@ -15,13 +15,14 @@ from rich.console import Console
 
 from ptq.errors import InvalidModelError, OutputError
 from ptq.files import sha256
+from ptq.integer.program import Certificate
 from ptq.pipeline import quantize
 from ptq.recipe import Recipe
 from ptq.report import artifact
 from ptq.report.artifact import SidePaths, float_source, load_manifest, load_program, save
 from ptq.report.console import make_console, print_report, printable
 from ptq.report.progress import progress
-from ptq.report.summary import IslandRow, file_bytes, make_report
+from ptq.report.summary import IslandRow, file_bytes, make_report, summarise
 from ptq.result import Result
 from tests.small_cnn import SHAPE, small_cnn, write_cnn
 
@@ -122,6 +123,9 @@ def test_the_report_counts_layers_and_bytes(result: Result) -> None:
     assert report.certificates.largest_accumulator == max(
         layer.accumulator_bound or 0 for layer in certified
     )
+    wide = Certificate("norm", 2**40, exact=True, pair_safe=True, accumulator_bits=64)
+    narrow = Certificate("conv", 1234, exact=True, pair_safe=True)
+    assert summarise((wide, narrow)).largest_accumulator == 1234  # the limit shown is int32's
     encoded = result.model
     assert report.quantized_bytes > sum(
         v.const_value.nbytes for v in encoded.graph.initializers.values() if v.const_value
