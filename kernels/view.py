@@ -94,3 +94,13 @@ def strided(places: npt.NDArray[np.int64]) -> View | None:
     view = View(places.shape, tuple(strides), origin)
     told = addresses(view).reshape(places.shape)
     return view if min(strides, default=0) >= 0 and (told == places).all() else None
+
+
+def smallest_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
+    """The smallest box that holds every element that is set."""
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(a for a in range(mask.ndim) if a != axis)
+        found = np.flatnonzero(mask.any(axis=others))
+        box.append(slice(int(found[0]), int(found[-1]) + 1))
+    return tuple(box)

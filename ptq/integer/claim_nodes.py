@@ -22,7 +22,8 @@ def claim_nodes(
 ) -> tuple[dict[int, Claim], dict[int, Compound]]:
     """A claim for every node, and the compounds by the id of their last node.
 
-    'raw' where no float tensor is involved, 'inside' for the other nodes of a compound.
+    'raw' where no float tensor is involved or results are joined, 'inside' for the other nodes of a
+    compound.
     """
     chosen = _selection(nodes, recipe)
     kept: dict[int, Claim] = {}
@@ -45,6 +46,8 @@ def claim_nodes(
         kept |= dict.fromkeys((id(n) for n in compound.nodes), "inside")
         kept[last] = compound.kind
     _leave_islands_whole(nodes, kept)
+    if recipe.io == "float":
+        _join_results_as_floats(nodes, kept)
     return kept, compounds
 
 
@@ -85,3 +88,21 @@ def _leave_islands_whole(nodes: list[ir.Node], kept: dict[int, Claim]) -> None:
         carried = all(i or c == "shape" for i, c in zip(islands, users, strict=True))
         if id(node) in fed and carried and (fed[id(node)] or any(islands)):
             kept[id(node)] = Refusal("only carries data between float values")
+
+
+def _join_results_as_floats(nodes: list[ir.Node], kept: dict[int, Claim]) -> None:
+    """Leave a Concat that only outputs read, and what moves its result, until codes are floats.
+
+    That is a copy, no arithmetic, and each operand keeps a grid of its own: a detector joins boxes
+    of hundreds of pixels and scores below one, for which no 8-bit grid has levels enough.
+    """
+    last: set[int] = set()
+    for node in reversed(nodes):
+        users = [u for value in node.outputs for u in value.consumers()]
+        if kept[id(node)] in ("concat", "move") and all(id(u) in last for u in users):
+            last.add(id(node))
+    for node in nodes:
+        sources = [v.producer() for v in node.inputs if v is not None]
+        joined = any(p is not None and id(p) in last and kept[id(p)] == "raw" for p in sources)
+        if id(node) in last and (kept[id(node)] == "concat" or joined):
+            kept[id(node)] = "raw"

@@ -26,7 +26,7 @@ Claim = str | Refusal
 Rule = Callable[[ir.Node], Claim]
 
 # Kinds: conv, gemm, matmul, add, multiply, mean, window, softmax, concat, move, order, elementwise,
-# shape (reads only the shape). `raw` (no float operand at all) is decided by the outline.
+# shape (reads only the shape). `raw` (no float operand, or joined results): see claim_nodes.
 
 
 def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:

@@ -16,16 +16,19 @@ from ptq.integer import movement
 from ptq.integer.program import Apply, Ref
 from ptq.kernels.movement import Copy, Fill, Rows, Take
 from ptq.kernels.reduction import MaxPool
-from ptq.kernels.view import View, addresses, strided
+from ptq.kernels.view import View, addresses, smallest_box, strided
 from ptq.targets.tvm.feeds import source_of
+from ptq.targets.tvm.joined import join_results
 from ptq.targets.tvm.lowering import Lowering
 
 Index = npt.NDArray[np.int64]
 
 
 def apply(state: Lowering, step: Apply) -> None:
-    """Raw values are known already; codes are pooled or moved."""
+    """Codes are pooled or moved; raw values are results, joined, or known already."""
     if not any(ref.codes for ref in step.outputs):
+        if any(ref.name not in state.trace.static for ref in step.outputs):
+            join_results(state, step)
         return
     if step.op_type in POOLS:
         POOLS[step.op_type](state, step)
@@ -145,7 +148,7 @@ def _copy(state: Lowering, step: Apply, source: str, output: str, places: Index)
     """y = x[places] where places is not negative: by strides if they tell it, else by a table."""
     y, dtype = state.view(output), state.dtype(output)
     operands = state.codes(source), state.codes(output)
-    box = _box(places >= 0)
+    box = smallest_box(places >= 0)
     inner = places[box]
     x = strided(inner)
     if x is not None:
@@ -160,13 +163,3 @@ def _copy(state: Lowering, step: Apply, source: str, output: str, places: Index)
     y.read(flat)[...] = places
     kernel = Take(state.view(source).size, View((y.size,), (1,)), dtype)
     state.call(step.name, kernel, state.constant(flat), *operands)
-
-
-def _box(mask: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
-    """The smallest box that holds every element that is set."""
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(a for a in range(mask.ndim) if a != axis)
-        found = np.flatnonzero(mask.any(axis=others))
-        box.append(slice(int(found[0]), int(found[-1]) + 1))
-    return tuple(box)

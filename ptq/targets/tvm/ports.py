@@ -45,7 +45,7 @@ def input_ports(program: Program, traced: Trace) -> list[Port]:
 
 def output_ports(program: Program, traced: Trace) -> list[Port]:
     """What the module gives: float32."""
-    return [Port(b.name, traced.codes[b.name]) for b in program.outputs]
+    return [Port(b.name, tuple(traced.raw[b.name].shape)) for b in program.outputs]
 
 
 def ports_header(

@@ -33,7 +33,9 @@ def quantize(state: Lowering, step: steps.Quantize) -> None:
 
 
 def dequantize(state: Lowering, step: steps.Dequantize) -> None:
-    """Codes -> float output, row-major; only outputs of the program are ever dequantised."""
+    """Codes -> float output, row-major; results that are joined first are written by that step."""
+    if step.value not in {boundary.name for boundary in state.program.outputs}:
+        return
     grid, shape = state.plan(step.value), state.shape(step.value)
     kernel = boundary.Dequantize(
         state.view(step.value), view_of(shape, False), float(grid.scale), grid.zero_point,

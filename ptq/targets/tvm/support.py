@@ -25,8 +25,9 @@ from ptq.integer.program import (
     Softmax,
     Step,
 )
+from ptq.targets.tvm.joined import joined
 from ptq.targets.tvm.origins import Origin, chosen_table, dtype_of, origins
-from ptq.targets.tvm.trace import dequantized, static_values
+from ptq.targets.tvm.trace import static_values
 
 MOVEMENTS = frozenset({*MOVES, "Concat", "Gather", "Pad", "Resize"})
 WITH_KERNELS = (
@@ -55,17 +56,17 @@ def require_support(program: Program) -> None:
 def refusals(program: Program) -> Iterator[str]:
     """Steps and outputs that cannot be compiled, each with its reason."""
     static = static_values(program)
-    known = origins(program, static)
+    known, results = origins(program, static), joined(program, static)
     for step in program.steps:
-        reason = _refusal(program, step, static, known) or _of_16_bits(step, program)
+        reason = _refusal(program, step, static, known, results) or _of_16_bits(step, program)
         if reason is not None:
             yield f"{step.name} ({_kind(step)}: {reason})"
     for boundary in program.inputs:
         if dtype_of(boundary, program) is None:
             yield f"input {boundary.name} (it is {boundary.dtype.name}, and not quantised at once)"
     for boundary in program.outputs:
-        if boundary.name not in dequantized(program):
-            yield f"output {boundary.name} (it is not dequantised codes)"
+        if boundary.name not in results:
+            yield f"output {boundary.name} (not all of it comes from codes)"
 
 
 def _kind(step: Step) -> str:
@@ -73,7 +74,11 @@ def _kind(step: Step) -> str:
 
 
 def _refusal(
-    program: Program, step: Step, static: frozenset[str], known: Mapping[str, Origin]
+    program: Program,
+    step: Step,
+    static: frozenset[str],
+    known: Mapping[str, Origin],
+    results: frozenset[str],
 ) -> str | None:
     if isinstance(step, Softmax) and step.keep is not None:
         readable = step.keep.name in static or step.keep.name in known
@@ -83,7 +88,7 @@ def _refusal(
     if step.island is not None:
         return f"computes in float, because {step.island}"
     if not any(ref.codes for ref in step.outputs):
-        told = all(ref.name in static or ref.name in known for ref in step.outputs)
+        told = all(ref.name in static | known.keys() | results for ref in step.outputs)
         return None if told else "computes raw values from what an input holds"
     if step.op_type not in MOVEMENTS | POOLS or step.domain:
         return "has no kernel yet"
