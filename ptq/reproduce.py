@@ -16,8 +16,10 @@ from ptq.files import sha256
 from ptq.passes.context import Progress
 from ptq.pipeline import quantize
 from ptq.report import artifact
-from ptq.report.manifest import DataRecord, FileRecord, Manifest, versions
+from ptq.report.manifest import CompiledRecord, DataRecord, FileRecord, Manifest, versions
+from ptq.result import Result
 from ptq.targets.tvm.module import CompileOptions
+from ptq.weights_only import quantize_weights
 
 _LOG = logging.getLogger("ptq")
 
@@ -42,16 +44,25 @@ def redo(
     _same_model(model, known.source, manifest)
     data = _same_data(known.calibration, calib, manifest)
     _warn_of_versions(known)
-    result = quantize(model, data, known.recipe, preprocess=known.preprocess, progress=progress)
-    if known.compiled is None:
-        artifact.save(result, out, force=force, source=model)
+    recipe, preprocess = known.recipe, known.preprocess
+    if recipe.weights_only:
+        weights = quantize_weights(model, data, recipe, preprocess=preprocess, progress=progress)
+        weights.save(out, force=force)
     else:
-        made = known.compiled
-        how = CompileOptions(
-            made.target, made.batch, weights=made.weights, tune=made.tune, sizes=made.sizes
-        )
-        save_compiled(result, out, how, force=force, source=model)
+        result = quantize(model, data, recipe, preprocess=preprocess, progress=progress)
+        _save(result, known.compiled, out, model, force)
     return differing(artifact.load_manifest(out), known)
+
+
+def _save(result: Result, made: CompiledRecord | None, out: Path, model: Path, force: bool) -> None:
+    """Write what the target printed, or the library that was made of it."""
+    if made is None:
+        artifact.save(result, out, force=force, source=model)
+        return
+    how = CompileOptions(
+        made.target, made.batch, weights=made.weights, tune=made.tune, sizes=made.sizes
+    )
+    save_compiled(result, out, how, force=force, source=model)
 
 
 def differing(made: Manifest, wanted: Manifest) -> tuple[str, ...]:

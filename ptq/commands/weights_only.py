@@ -15,12 +15,9 @@ if TYPE_CHECKING:
 
 INTEGER_ONLY = {
     "residual_bits": "activations are not quantised",
-    "balance": "activations are not quantised",
     "calib_method": "activations are not quantised",
     "cpu": "products are computed by onnxruntime's own kernels",
     "resume": "it keeps no stages",
-    "from_manifest": "it is made anew from the same command",
-    "check_reproducible": "run the command twice and compare the files",
 }
 """Options that mean nothing here, and why."""
 

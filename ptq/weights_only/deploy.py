@@ -1,4 +1,4 @@
-"""Put rounded weights into the model: a MatMulNBits for every product."""
+"""Put rounded weights into the model: a MatMulNBits, or two, for every product."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ptq.passes.rewriting import add_initializer, unique_name
-from ptq.targets.matmul_nbits import DOMAIN, DOMAIN_VERSION, BlockWeight, nodes_for
+from ptq.targets.matmul_nbits import DOMAIN, DOMAIN_VERSION, HALF, BlockWeight, nodes_for
 from ptq.weights_only.products import Product
 
 Array = npt.NDArray[Any]
@@ -59,7 +59,7 @@ def deploy(model: ir.Model, product: Product, weight: BlockWeight, spool: Spool)
         part: _initializer(graph, f"{old.name}/{part}", array, spool)
         for part, array in weight.arrays(old.dtype.numpy()).items()
     }
-    parts |= _decoding(graph, weight)
+    parts |= _decoding(graph, weight, old.dtype.numpy())
     chain = nodes_for(x, parts, weight, bias)
     chain[-1].outputs[0].type, chain[-1].outputs[0].shape = output.type, output.shape
     for number, inner in enumerate(chain[:-1]):
@@ -74,19 +74,28 @@ def deploy(model: ir.Model, product: Product, weight: BlockWeight, spool: Spool)
     _forget(graph, old)
 
 
-def _decoding(graph: ir.Graph, weight: BlockWeight) -> dict[str, ir.Value]:
-    """The tables of a weight, and the shape that decoded codes have; layers share them."""
+def _decoding(graph: ir.Graph, weight: BlockWeight, dtype: np.dtype[Any]) -> dict[str, ir.Value]:
+    """The tables of a weight and the shape of its decoded codes, or what its upper halves count.
+
+    Layers share them. dtype: of the operator's input.
+    """
+    if weight.halved:
+        return {"step": _shared(graph, "ptq/16", np.array(1 << HALF, dtype))}
     tables = weight.tables()
     if not tables:
         return {}
     shape = np.array([*weight.scale.shape, weight.block_size * weight.width // 8])
-    arrays = {f"ptq/{weight.bits}-bit {plane}": table for plane, table in tables.items()}
-    arrays[f"ptq/shape {'x'.join(map(str, shape))}"] = shape
-    values = [
-        graph.initializers[name] if name in graph.initializers else add_initializer(graph, name, a)
-        for name, a in arrays.items()
-    ]
-    return dict(zip((*(f"table_{plane}" for plane in tables), "shape"), values, strict=True))
+    parts = {
+        f"table_{plane}": _shared(graph, f"ptq/{weight.bits}-bit {plane}", table)
+        for plane, table in tables.items()
+    }
+    return parts | {"shape": _shared(graph, f"ptq/shape {'x'.join(map(str, shape))}", shape)}
+
+
+def _shared(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """The initializer of this name, made by whoever comes first."""
+    known = graph.initializers.get(name)
+    return add_initializer(graph, name, array) if known is None else known
 
 
 def replace_weight(model: ir.Model, product: Product, weight: BlockWeight, spool: Spool) -> None:

@@ -79,4 +79,5 @@ class WeightsResult:
         found = self.outcomes[product.name]
         error = "" if found.error is None else f"{100 * found.error:.2g} % of the output's energy"
         error += " before learning" if found.learned else ""
+        error += f", inputs scaled (AWQ, exponent {found.alpha:g})" if found.alpha else ""
         return Layer(product.name, "MatMulNBits", product.bits, None, None, note=error)

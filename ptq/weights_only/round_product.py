@@ -44,6 +44,11 @@ class Moments:
         """Nothing yet, for K = size."""
         return Moments(np.zeros((1, size, size)), np.zeros((1, size, size)))
 
+    def scaled(self, scale: Array) -> Moments:
+        """Those of x / scale; scale: [K]."""
+        both = np.outer(scale, scale)
+        return Moments(self.gram / both, self.cross / both, self.count)
+
     def add(self, rounded: Array, exact: Array | None) -> None:
         """Add positions: [..., K] each."""
         y = rounded.reshape(-1, rounded.shape[-1]).astype(np.float32, copy=False)
@@ -59,10 +64,12 @@ class Outcome:
 
     error: of its output on the samples, relative to the output's energy, after the closed form;
     None without samples. learned: codes and scales were learned with those of its block then.
+    alpha: exponent that its inputs were scaled with, zero if they were not.
     """
 
     error: float | None
     learned: bool = False
+    alpha: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from ptq.passes.context import Progress
@@ -14,8 +16,11 @@ from ptq.weights_only.deploy import Spool, deploy, replace_weight
 from ptq.weights_only.products import Product
 from ptq.weights_only.round_product import Moments, Outcome, Rounded, round_product
 from ptq.weights_only.run_segment import SegmentRunner
+from ptq.weights_only.scale_channels import choose_scale, fold_scale, rows_of_source, sharing
 from ptq.weights_only.segments import Segment
 from ptq.weights_only.states import States
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,11 @@ class Network:
         """True if the float network's values are needed beside the quantised one's."""
         return self.recipe.match_float or LEARNED[self.recipe.effort] is not None
 
+    @property
+    def scales(self) -> bool:
+        """True if inputs may be scaled; learned weights are those of the float network's inputs."""
+        return self.recipe.balance and LEARNED[self.recipe.effort] is None
+
     def put(self, product: Product, rounded: Rounded) -> None:
         """Deploy one product."""
         deploy(self.deployed, product, rounded.weight(self.recipe.compute), self.spool)
@@ -73,7 +83,8 @@ def round_block(
     whole, found = joined(block), dict[str, Rounded]()
     for segment in block:
         moments = _collect(network, segment, exact, rounded)
-        found |= {p.name: _round(network, p, moments[p.input]) for p in segment.products}
+        for products in sharing(segment.products):
+            found |= _round_together(network, segment, products, moments[products[0].input])
         advance(network.deployed, segment, rounded, hold=whole.inputs)
     rates = LEARNED[network.recipe.effort]
     if rates is not None and whole.joint is not None:
@@ -171,8 +182,32 @@ def _collect(
     return taps
 
 
-def _round(network: Network, product: Product, moments: Moments | None) -> Rounded:
-    found = round_product(product.rows(), product.bits, network.recipe, moments)
+def _round_together(
+    network: Network, segment: Segment, products: Sequence[Product], moments: Moments
+) -> dict[str, Rounded]:
+    """Round products of one input, scaled first where the segment makes it and that gains."""
+    graph, chosen = network.deployed.graph, None
+    rows = rows_of_source(graph, products) if network.scales else []
+    if rows and rows[0][0].name in segment.nodes:
+        chosen = choose_scale(products, moments, network.recipe)
+    if chosen is None:
+        return {p.name: _round(network, p, moments) for p in products}
+    alpha, scale = chosen
+    fold_scale(graph, products, scale)
+    scaled = moments.scaled(scale)
+    found = {p.name: _round(network, p, scaled, scale) for p in products}
+    return {
+        name: replace(each, outcome=replace(each.outcome, alpha=alpha))
+        for name, each in found.items()
+    }
+
+
+def _round(
+    network: Network, product: Product, moments: Moments | None, scale: Array | None = None
+) -> Rounded:
+    """Round and deploy a product whose inputs were divided by `scale`, [K], if that is given."""
+    weight = product.rows() if scale is None else product.rows() * scale
+    found = round_product(weight, product.bits, network.recipe, moments)
     network.put(product, found)
     for tensor in (value.const_value for value in product.node.inputs if value is not None):
         if isinstance(tensor, ir.ExternalTensor):

@@ -78,6 +78,16 @@ def test_codes_take_their_own_bits_in_the_file() -> None:
     assert arrays["codes"].nbytes + arrays["low"].nbytes == 4 * 64 * 3 / 8
 
 
+@pytest.mark.parametrize(("compute", "products"), [("float", 2), ("int8", 1)])
+def test_codes_of_8_bits_are_halved_for_products_in_floats(compute: str, products: int) -> None:
+    codes = np.random.default_rng(0).integers(0, 256, (4, 64)).astype(np.uint8)
+    zero_point = np.array([[0, 255], [130, 7], [16, 15], [1, 240]])
+    weight = BlockWeight(codes, np.ones((4, 2)), zero_point, 8, 64, compute)
+    arrays = weight.arrays(np.dtype(np.float32))
+    assert sum(arrays[n].nbytes for n in ("codes", "low") if n in arrays) == codes.nbytes
+    assert sum(name.endswith("zero_point") for name in arrays) == products
+
+
 @pytest.mark.parametrize(("bits", "shift"), [(2, 0), (2, 1), (1, 0)])
 def test_a_table_spreads_the_codes_of_a_byte(bits: int, shift: int) -> None:
     codes = np.random.default_rng(0).integers(0, 1 << bits, 8).astype(np.uint8)

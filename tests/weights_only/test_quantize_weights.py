@@ -134,6 +134,23 @@ def test_the_command_writes_a_model_that_the_others_read(tmp_path: Path) -> None
     assert "ptq compare" in text
 
 
+def test_a_manifest_redoes_the_file_byte_for_byte(tmp_path: Path) -> None:
+    model, first = saved(gated_network(), tmp_path / "m.onnx"), tmp_path / "a.onnx"
+    np.savez(tmp_path / "x.npz", x=inputs(64))
+    code, text = run("quantize", model, "-o", first, "--precision", "w3a16", "--group-size", 32,
+                     "--calib", tmp_path / "x.npz", "--seed", 3, "--quiet")  # fmt: skip
+    assert code == 0, text
+    again = ("--from-manifest", tmp_path / "a.ptq.json", "-o", tmp_path / "b.onnx")
+    code, text = run("quantize", model, *again)
+    assert code == 0, text
+    assert "byte for byte" in text
+    assert (tmp_path / "b.onnx").read_bytes() == first.read_bytes()
+    np.savez(tmp_path / "x.npz", x=inputs(64, seed=9))
+    code, text = run("quantize", model, *again, "--force")
+    assert code == 2, text
+    assert "have changed" in text
+
+
 @pytest.mark.parametrize(
     "option", [("--residual-bits", "8"), ("--avg-bits", "3"), ("--cpu", "vnni"), ("--resume",)]
 )
