@@ -1,6 +1,7 @@
 """Make docs/language_models.md of what bench_language.py and time_language.py measured.
 
 python benchmarks/language_tables.py [--log out/language.jsonl] [--times out/times.json]
+        [--note "What a reader must know of these runs."]
 """
 
 from __future__ import annotations
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=Path("out/language.jsonl"))
     parser.add_argument("--times", type=Path, default=Path("out/language_times.json"))
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs/language_models.md")
+    parser.add_argument("--note", action="append", default=[])
     options = parser.parse_args()
     records = [json.loads(line) for line in options.log.read_text().splitlines()]
     (base,) = [r for r in records if r["method"] == "float"]
@@ -143,6 +145,8 @@ def main() -> None:
     text += AFTER + on_integers(records)
     if options.times.exists():
         text += latency(json.loads(options.times.read_text()))
+    if options.note:
+        text += "\n## Of these runs\n\n" + "".join(f"- {note}\n" for note in options.note)
     options.page.write_text(text)
 
 

@@ -75,7 +75,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     strict: refuse anything that would stay float.
     balance: rescale the channels of layer norms against the weights behind them (SmoothQuant,
         RepQ-ViT) where that lowers the held-out error of the products; of weights only, scale
-        loud inputs of products down (AWQ) where a norm takes the scales and that lowers the error.
+        loud inputs of products down (AWQ) where what makes them takes the scales and that gains.
     residual_bits: width of sums that only layer norms read, and of what is added up in them; 16 is
         worth its time in transformers, whose residual stream has outliers.
     weights_only: weights of matrix products alone are quantised, in groups of inputs, and all is

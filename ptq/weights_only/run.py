@@ -16,7 +16,14 @@ from ptq.weights_only.deploy import Spool, deploy, replace_weight
 from ptq.weights_only.products import Product
 from ptq.weights_only.round_product import Moments, Outcome, Rounded, round_product
 from ptq.weights_only.run_segment import SegmentRunner
-from ptq.weights_only.scale_channels import choose_scale, fold_scale, rows_of_source, sharing
+from ptq.weights_only.scale_channels import (
+    Source,
+    choose_scale,
+    divide_output,
+    divide_rows,
+    sharing,
+    source_of,
+)
 from ptq.weights_only.segments import Segment
 from ptq.weights_only.states import States
 
@@ -64,6 +71,17 @@ class Network:
         deploy(self.deployed, product, rounded.weight(self.recipe.compute), self.spool)
 
 
+@dataclass(frozen=True)
+class Underway:
+    """A block in work: `whole`, what its products were rounded to so far, and the quantised
+    network's values."""
+
+    network: Network
+    whole: Segment
+    found: dict[str, Rounded]
+    states: States
+
+
 def round_alone(network: Network, products: Sequence[Product]) -> dict[str, Outcome]:
     """Round every product by its weights alone."""
     found = {}
@@ -80,11 +98,12 @@ def round_block(
 
     exact: the float network's values, and rounded: the quantised one's, at the block's inputs.
     """
-    whole, found = joined(block), dict[str, Rounded]()
+    work = Underway(network, joined(block), {}, rounded)
+    whole, found = work.whole, work.found
     for segment in block:
         moments = _collect(network, segment, exact, rounded)
         for products in sharing(segment.products):
-            found |= _round_together(network, segment, products, moments[products[0].input])
+            _round_together(work, segment, products, moments[products[0].input])
         advance(network.deployed, segment, rounded, hold=whole.inputs)
     rates = LEARNED[network.recipe.effort]
     if rates is not None and whole.joint is not None:
@@ -183,23 +202,52 @@ def _collect(
 
 
 def _round_together(
-    network: Network, segment: Segment, products: Sequence[Product], moments: Moments
-) -> dict[str, Rounded]:
-    """Round products of one input, scaled first where the segment makes it and that gains."""
-    graph, chosen = network.deployed.graph, None
-    rows = rows_of_source(graph, products) if network.scales else []
-    if rows and rows[0][0].name in segment.nodes:
-        chosen = choose_scale(products, moments, network.recipe)
-    if chosen is None:
-        return {p.name: _round(network, p, moments) for p in products}
-    alpha, scale = chosen
-    fold_scale(graph, products, scale)
-    scaled = moments.scaled(scale)
-    found = {p.name: _round(network, p, scaled, scale) for p in products}
-    return {
-        name: replace(each, outcome=replace(each.outcome, alpha=alpha))
-        for name, each in found.items()
-    }
+    work: Underway, segment: Segment, products: Sequence[Product], moments: Moments
+) -> None:
+    """Round products of one input, which is scaled first where that gains."""
+    chosen = _scaled(work, segment, products, moments) if work.network.scales else None
+    alpha, scale = chosen or (0.0, None)
+    given = moments if scale is None else moments.scaled(scale)
+    for product in products:
+        found = _round(work.network, product, given, scale)
+        work.found[product.name] = replace(found, outcome=replace(found.outcome, alpha=alpha))
+
+
+def _scaled(
+    work: Underway, segment: Segment, products: Sequence[Product], moments: Moments
+) -> tuple[float, Array] | None:
+    """Scale the products' input in what makes it: exponent and s, or None if that gains nothing."""
+    plain = {p.name for p in work.whole.products if p.name in work.found and p.bias is None}
+    source = source_of(work.network.deployed.graph, products, plain)
+    chosen = None if source is None else choose_scale(products, moments, work.network.recipe)
+    if source is None or chosen is None or not _fold(work, source, chosen[1]):
+        return None
+    made = products[0].input in segment.inputs
+    _divide_states(work.states, products[0].input if made else source.factor, chosen[1])
+    return chosen
+
+
+def _fold(work: Underway, source: Source, scale: Array) -> bool:
+    """Divide what makes an input by s; False where half precision cannot hold that."""
+    network = work.network
+    if not source.product:
+        divide_rows(network.deployed.graph, source, scale)
+        return True
+    changed = divide_output(work.found[source.product], scale)
+    if changed is None:
+        return False
+    product = next(p for p in work.whole.products if p.name == source.product)
+    weight = changed.weight(network.recipe.compute)
+    replace_weight(network.deployed, product, weight, network.spool)
+    work.found[source.product] = changed
+    return True
+
+
+def _divide_states(states: States, name: str, scale: Array) -> None:
+    """Divide a tensor that was computed before its source was divided; '' if none was."""
+    for index in range(len(states)) if name else ():
+        x = states[index][name]
+        states.put(index, {name: (x / scale).astype(x.dtype)})
 
 
 def _round(

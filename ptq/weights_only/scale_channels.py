@@ -7,13 +7,15 @@ group's levels. Here s is a power of two, so that the float network stays the sa
 a is chosen by the error of what is left after this recipe's rounding, which feeds errors of loud
 inputs back to others anyway.
 
-The scales go into what makes x: the constant row of a norm, or of a product with one. Where x is
-anything else, or read by anything but these products, it keeps its scale.
+The scales go into what makes x: the constant rows of a norm, or, where x = a * u is gated, the rows
+of the rounded weight that u comes from, as factors of their groups' scales. Where x is anything
+else (what attention's heads give, say), or is read elsewhere, it keeps its scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,9 @@ import onnx_ir as ir
 from ptq.passes.rewriting import add_initializer, constant, is_op
 from ptq.passes.rounding import row_errors
 from ptq.recipe import Recipe
+from ptq.targets.matmul_nbits import in_half
 from ptq.weights_only.products import Product
-from ptq.weights_only.round_product import Moments, pad_gram, round_product
+from ptq.weights_only.round_product import Moments, Rounded, pad_gram, round_product
 
 Array = npt.NDArray[Any]
 
@@ -40,6 +43,19 @@ AFFINE: Mapping[str, tuple[int, ...]] = {
     "Mul": (0, 1),
 }
 """Operators -> inputs whose constant rows multiply, or are added to, the output's channels."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What makes the input of products, and takes their scales.
+
+    rows: its inputs that are constant rows; without any, `factor` is the output of `product`.
+    """
+
+    node: ir.Node
+    rows: tuple[int, ...] = ()
+    product: str = ""
+    factor: str = ""
 
 
 def sharing(products: Sequence[Product]) -> Iterator[tuple[Product, ...]]:
@@ -68,14 +84,26 @@ def choose_scale(
     return alpha, _scale(moments, alpha)
 
 
-def fold_scale(graph: ir.Graph, products: Sequence[Product], scale: Array) -> None:
-    """Divide what makes the products' input by s: each row becomes a constant of its own."""
-    for node, index in rows_of_source(graph, products):
-        row = constant(node.inputs[index])
-        if row is not None:
-            divided = (row / scale).astype(row.dtype)
-            name = f"{node.inputs[index].name}/scaled"  # type: ignore[union-attr]
-            node.replace_input_with(index, add_initializer(graph, name, divided))
+def divide_rows(graph: ir.Graph, source: Source, scale: Array) -> None:
+    """Divide the source's constant rows by s; each becomes a constant of its own."""
+    for index in source.rows:
+        value = source.node.inputs[index]
+        row = constant(value)
+        if row is not None and value is not None:
+            divided = add_initializer(
+                graph, f"{value.name}/scaled", (row / scale).astype(row.dtype)
+            )
+            source.node.replace_input_with(index, divided)
+
+
+def divide_output(rounded: Rounded, scale: Array) -> Rounded | None:
+    """The product with its outputs divided by s; None where half precision cannot hold that."""
+    before = rounded.blocked.scale
+    after = before / scale[:, None]
+    if in_half(before) and not in_half(after):
+        return None
+    blocked = replace(rounded.blocked, scale=after)
+    return replace(rounded, blocked=blocked, exact=rounded.exact / scale[:, None])
 
 
 def _scale(moments: Moments, alpha: float) -> Array:
@@ -99,24 +127,38 @@ def _error(
     return total
 
 
-def rows_of_source(graph: ir.Graph, products: Sequence[Product]) -> list[tuple[ir.Node, int]]:
-    """The node that makes the products' input, with each of its constant rows; none if s cannot go
-    there.
+def source_of(
+    graph: ir.Graph, products: Sequence[Product], rounded: Container[str]
+) -> Source | None:
+    """What takes the scales of the products' input; None if nothing does.
 
-    graph: of the network that is turned into the quantised one; the products are not yet.
+    graph: of the network that is turned into the quantised one, these products not yet.
+    rounded: products that are, and may still change.
     """
     names, size = {p.name for p in products}, products[0].shape[1]
     x = next(n for n in graph if n.name == products[0].name).inputs[0]
-    source = None if x is None else x.producer()
-    if x is None or source is None or not is_op(source, *AFFINE) or x.is_graph_output():
-        return []
+    node = None if x is None else x.producer()
+    if x is None or node is None or not is_op(node, *AFFINE) or x.is_graph_output():
+        return None
     if any(use.node.name not in names or use.idx != 0 for use in x.uses()):
-        return []
-    indices = AFFINE[source.op_type]
-    given = [i for i in indices if i < len(source.inputs) and source.inputs[i] is not None]
-    rows = [i for i in given if _is_row(source.inputs[i], size)]
-    wanted = 1 if source.op_type == "Mul" else len(given)
-    return [(source, i) for i in rows] if len(rows) == wanted else []
+        return None
+    indices = AFFINE[node.op_type]
+    given = [i for i in indices if i < len(node.inputs) and node.inputs[i] is not None]
+    rows = tuple(i for i in given if _is_row(node.inputs[i], size))
+    if len(rows) == (1 if node.op_type == "Mul" else len(given)):
+        return Source(node, rows)
+    return _gated(node, rounded) if node.op_type == "Mul" and not rows else None
+
+
+def _gated(node: ir.Node, rounded: Container[str]) -> Source | None:
+    """The source a * u, if u is what a rounded product makes, and nothing else reads it."""
+    for value in node.inputs:
+        maker = None if value is None else value.producer()
+        if value is None or maker is None or maker.name not in rounded:
+            continue
+        if len(value.uses()) == 1 and not value.is_graph_output():
+            return Source(node, product=str(maker.name), factor=str(value.name))
+    return None
 
 
 def _is_row(value: ir.Value | None, size: int) -> bool:
