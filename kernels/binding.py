@@ -67,6 +67,16 @@ def unravel(flat: Expr, extents: Sequence[int]) -> list[Expr]:
     return [flat, *indices] if extents else []
 
 
+def through_bits(on: Binding, value: float, dtype: str) -> Expr:
+    """A constant by its bits in memory where TVM's text, of seven digits, would change it."""
+    number = np.asarray(value, dtype)[()]
+    if float(f"{number:.6e}") == number:
+        return tirx.const(float(number), dtype)
+    whole = f"int{8 * number.itemsize}"
+    bits = variable(on, whole, int(number.view(whole)))
+    return T.reinterpret(dtype, bits[0])
+
+
 @dataclass(frozen=True)
 class Loops:
     """A CPU: the first loops are one that threads share; the others are serial."""
@@ -98,20 +108,18 @@ class Loops:
         return T.alloc_buffer((size,), dtype, scope="global", annotations=on_stack)
 
     def real(self, value: float, dtype: str = "float32") -> Expr:
-        """Through its bits in memory where TVM's C code, of seven digits, would change it."""
-        number = np.asarray(value, dtype)[()]
-        if float(f"{number:.6e}") == number:
-            return tirx.const(float(number), dtype)
-        whole = f"int{8 * number.itemsize}"
-        bits = self.local(whole)
-        T.buffer_store(bits, tirx.const(int(number.view(whole)), whole), [0])
-        return T.reinterpret(dtype, bits[0])
+        """As TVM's C code needs it."""
+        return through_bits(self, value, dtype)
 
 
 @dataclass
 class Grid:
-    """A GPU: a thread an iteration, in blocks of BLOCK_THREADS; `nest` says how many."""
+    """A GPU: a thread an iteration, in blocks of BLOCK_THREADS; `nest` says how many.
 
+    all_digits: the language's code generator writes those of a float.
+    """
+
+    all_digits: bool = True
     blocks: int = 0
 
     @contextmanager
@@ -141,6 +149,8 @@ class Grid:
 
     def real(self, value: float, dtype: str = "float32") -> Expr:
         """TVM's CUDA code has all bits of a float32; a float64 is 53 bits and a power of two."""
+        if not self.all_digits:
+            return through_bits(self, value, dtype)
         if dtype == "float32":
             return T.float32(float(np.float32(value)))
         mantissa, exponent = np.frexp(value)

@@ -34,6 +34,15 @@ def prim_func(kernel: Kernel, name: str) -> Any:
     return builder.get()
 
 
+def compile_for_host(functions: Any, target: Any) -> Any:
+    """Machine code of kernels and of what calls them.
+
+    Without TVM's storage rewriting, which forgets what is meant to be on the stack.
+    """
+    with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
+        return tvm.compile(functions, target=tvm.target.Target(target, host=target))
+
+
 @dataclass(frozen=True)
 class DeviceFunction:
     """A kernel as a function of pointers that a host launches, not lowered yet, and its grid."""
@@ -45,7 +54,7 @@ class DeviceFunction:
 
 def device_func(kernel: Kernel, name: str, target: Any) -> DeviceFunction:
     """The kernel for a GPU."""
-    grid = Grid()
+    grid = Grid(all_digits=str(target.kind.name) == "cuda")
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr(

@@ -4,6 +4,10 @@ For every part of the window that is contiguous in memory (a *run*: a row of the
 pixel), four bytes of the image are broadcast and multiplied with packed weights. A tile of `pixels`
 outputs by `vectors` of out channels stays in registers until its sums are complete;
 requantisation follows at once. A matrix product is the case of a window of one pixel.
+
+Weights that are codes of a palette are decoded in the loop where each is read once, and by threads
+of a GPU; for tiles of more pixels a block's weights are decoded into a panel, which all tiles then
+read from the cache.
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ import numpy.typing as npt
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.binding import Binding
+from ptq.kernels.binding import Binding, serial
 from ptq.kernels.dot import ISAS, QUAD, Isa
 from ptq.kernels.kernel import Buffer, Expr, Parameter
+from ptq.kernels.packing import unpack
 from ptq.kernels.palette import UNIT, Decode, arrangement, unit_bytes
 from ptq.kernels.requantize import Rounding
 from ptq.kernels.vectors import span
@@ -39,6 +44,22 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Where a tile reads them: a buffer of int8, or one of codes and one of tables.
+
+    block: which of the blocks there is its own.
+    """
+
+    buffers: Sequence[Buffer]
+    block: Expr
+
+    @property
+    def coded(self) -> bool:
+        """True if they are decoded in the loop."""
+        return len(self.buffers) > 1
+
+
+@dataclass(frozen=True)
 class PackedConvolution:
     """y = requantize(bias + sum x * weight), the zero point's share being in the bias.
 
@@ -48,7 +69,7 @@ class PackedConvolution:
     runs: where the window's runs begin, bytes from its corner. run: bytes of a run.
     packed weights: [groups and blocks of out, runs, quads, vectors, lanes, 4], where lanes are
     threads [runs, quads, groups and blocks of out, vectors, lanes, 4].
-    bits: of the weights' codes into a palette, decoded once a tile; 0 if weights are int8.
+    bits: of the weights' codes into a palette; 0 if weights are int8.
     """
 
     isa: str
@@ -116,9 +137,19 @@ class PackedConvolution:
 
     def _weights(self) -> tuple[Parameter, ...]:
         if self.bits:
-            return self.decode.parameters()[:2]
+            return self.decode.parameters()
         size = self.blocks * self.block * len(self.runs) * self.quads * QUAD
         return (Parameter("weight", "int8", size),)
+
+    @property
+    def in_panels(self) -> bool:
+        """True if weights are decoded for all tiles of a block at once."""
+        return self.bits > 0 and self.tile.pixels > 1 and not self.how.by_thread
+
+    @property
+    def tiles(self) -> int:
+        """Of a row."""
+        return -(-self.out_width // self.tile.pixels)
 
     @property
     def decode(self) -> Decode:
@@ -127,24 +158,52 @@ class PackedConvolution:
         return Decode(self.isa, self.bits, self.blocks, units, self.tile.vectors)
 
     def emit(self, on: Binding, *buffers: Buffer) -> None:
-        """Tiles of a row; the last begins earlier, so that none is cut."""
-        pixels = min(self.tile.pixels, self.out_width)
-        tiles = -(-self.out_width // pixels)
-        extents = [self.blocks, self.samples, self.out_rows, tiles]
-        work = pixels * self.block * len(self.runs) * self.quads
-        with on.nest(extents, work, fused=3, neighbours=0) as (block, sample, row, tile):
-            first = T.min(tile * pixels, T.int32(self.out_width - pixels))
-            self._tile(on, buffers, pixels, block, (sample, row, first))
+        """Tile by tile of rows of images, for every block of channels."""
+        count = len(self._weights())
+        weights, others = buffers[:count], buffers[count:]
+        extents = [self.samples, self.out_rows, self.tiles]
+        work = self.tile.pixels * self.block * len(self.runs) * self.quads
+        if self.in_panels:
+            with on.nest([self.blocks], work * int(np.prod(extents))) as (block,):
+                panel = Weights([on.local("int8", self.decode.panel_bytes)], 0)
+                self.decode.panel(*weights, block, panel.buffers[0])
+                with serial(extents) as place:
+                    self._in_row(on, panel, others, block, place)
+            return
+        with on.nest([self.blocks, *extents], work, fused=3, neighbours=0) as (block, *place):
+            self._in_row(on, Weights(weights, block), others, block, place)
+
+    def _in_row(
+        self, on: Binding, weights: Weights, others: Sequence[Buffer], block: Expr,
+        place: Sequence[Expr],
+    ) -> None:  # fmt: skip
+        """A tile of a row: the first ones have a pixel more than the others, if those differ.
+
+        Neighbouring threads of a GPU should do the same, so there the last tile begins earlier.
+        """
+        sample, row, tile = place
+        pixels = -(-self.out_width // self.tiles)
+        larger = self.out_width - self.tiles * (pixels - 1)
+
+        def emit(size: int, first: Expr) -> None:
+            self._tile(on, weights, others, size, block, (sample, row, first))
+
+        if larger == self.tiles:
+            emit(pixels, tile * pixels)
+        elif self.how.by_thread:
+            emit(pixels, T.min(tile * pixels, T.int32(self.out_width - pixels)))
+        else:
+            with T.If(tile < larger):
+                with T.Then():
+                    emit(pixels, tile * pixels)
+                with T.Else():
+                    emit(pixels - 1, tile * (pixels - 1) + larger)
 
     def _tile(
-        self,
-        on: Binding,
-        buffers: tuple[Buffer, ...],
-        pixels: int,
-        block: Expr,
+        self, on: Binding, weights: Weights, others: Sequence[Buffer], pixels: int, block: Expr,
         place: tuple[Expr, Expr, Expr],
-    ) -> None:
-        weights, bias, scales, x, y = self._sorted(buffers)
+    ) -> None:  # fmt: skip
+        bias, *scales, x, y = others
         lanes, vectors, group = self.how.lanes, self.tile.vectors, self.tile.group
         acc = on.local("int32", pixels * vectors * lanes)
         for p in range(pixels):
@@ -155,10 +214,10 @@ class PackedConvolution:
         corner = sample * self.sample_bytes + row * self.row_bytes + first * self.pixel_bytes
         corner += tirx.floordiv(block, self.group_blocks) * self.group_bytes
         for number, offset in enumerate(self.runs):
-            step_quads = UNIT if self.bits else group
+            step_quads = UNIT if weights.coded else group
             with T.serial(0, self.quads // step_quads) as step:
                 quads = [step * step_quads + q for q in range(step_quads)]
-                factors = [self._factors(weights, block, number, quads, v) for v in range(vectors)]
+                factors = [self._factors(weights, number, quads, v) for v in range(vectors)]
                 for p in range(pixels):
                     codes = [
                         T.Bind(self._quad(x, corner + p * self.pixel_bytes + offset + q * QUAD))
@@ -171,22 +230,20 @@ class PackedConvolution:
         pixel = (sample * self.out_rows + row) * self.out_width + first
         self._finish(on, acc, scales, y, pixels, block, pixel)
 
-    def _factors(
-        self, weights: Sequence[Buffer], block: Expr, run: int, quads: list[Expr], vector: int
-    ) -> list[Expr]:
+    def _factors(self, weights: Weights, run: int, quads: list[Expr], vector: int) -> list[Expr]:
         """The weights of one vector of channels for a group of quads; a unit if they are codes."""
-        vectors, width = self.tile.vectors, QUAD * self.how.lanes
-        if not self.bits:
-            starts = [(self._panel(block, run, q, self.quads) + vector) * width for q in quads]
-            return [T.Bind(weights[0][span(start, width)]) for start in starts]
-        codes, tables = weights
+        vectors, width, block = self.tile.vectors, QUAD * self.how.lanes, weights.block
+        if not weights.coded:
+            starts = [(self._first(block, run, q, self.quads) + vector) * width for q in quads]
+            return [T.Bind(weights.buffers[0][span(start, width)]) for start in starts]
+        codes, tables = weights.buffers
         rows = [((block * vectors + vector) * 4 + row) * width for row in range(4)]
         looked_up = [tables[tirx.Ramp(start, 1, width)] for start in rows]
-        place = self._panel(block, run, tirx.floordiv(quads[0], UNIT), self.quads // UNIT) + vector
+        place = self._first(block, run, tirx.floordiv(quads[0], UNIT), self.quads // UNIT) + vector
         at = place * unit_bytes(self.how, self.bits)
         return arrangement(self.how).decode_unit(self.how, self.bits, codes, at, looked_up)
 
-    def _panel(self, block: Expr, run: int, step: Expr, steps: int) -> Expr:
+    def _first(self, block: Expr, run: int, step: Expr, steps: int) -> Expr:
         """Which vector is the first one of a block at a step of a run."""
         if self.how.by_thread:
             return ((run * steps + step) * self.blocks + block) * self.tile.vectors
@@ -242,7 +299,7 @@ class PackedConvolution:
         weights, bias, scales, x, _ = self._sorted([*arrays, None])
         weight = self.decode.oracle(*weights) if self.bits else weights[0]
         codes_type, weight_type = self.how.operands
-        unpacked = np.ascontiguousarray(self._unpack(weight)).view(weight_type).astype(np.int64)
+        unpacked = unpack(weight, self).view(weight_type).astype(np.int64)
         rows = unpacked.reshape(self.groups, -1, len(self.runs), unpacked.shape[-1])
         biases, *factors = (part.reshape(self.groups, -1) for part in (bias, *scales))
         shape = (self.samples, self.out_rows, self.out_width, self.groups, self.out)
@@ -252,45 +309,8 @@ class PackedConvolution:
             corner += column * self.pixel_bytes + group * self.group_bytes
             acc = biases[group].astype(np.int64)
             for number, offset in enumerate(self.runs):
-                window = (
-                    x[corner + offset :][: self._row_shape[1]].view(codes_type).astype(np.int64)
-                )
+                window = x[corner + offset :][: self.quads * QUAD].view(codes_type).astype(np.int64)
                 acc = acc + rows[group, :, number, :] @ (window - self.how.offset)
             codes = self.rounding.vector_oracle(acc, *(part[group] for part in factors))
             out[sample, row, column, group] = codes[: self.out]
         return out
-
-    @property
-    def _row_shape(self) -> tuple[int, int]:
-        """Runs and bytes of a channel's packed weights."""
-        return len(self.runs), self.quads * QUAD
-
-    def _unpack(self, weight: Array) -> Array:
-        """The kernel's order -> [blocks * block, runs, bytes]."""
-        vectors, lanes = self.tile.vectors, self.how.lanes
-        sizes = (self.blocks, len(self.runs), self.quads, vectors, lanes, QUAD)
-        if self.how.by_thread:
-            order = (1, 2, 0, 3, 4, 5)
-            weight = weight.reshape([sizes[axis] for axis in order]).transpose(2, 0, 1, 3, 4, 5)
-        split = weight.reshape(sizes).transpose(0, 3, 4, 1, 2, 5)
-        return split.reshape(self.blocks * self.block, *self._row_shape)
-
-
-def pack(rows: Array, kernel: PackedConvolution) -> Array:
-    """int8 [groups * out, runs, run bytes] -> [blocks, runs, quads, vectors, lanes, 4].
-
-    Zeros where there is nothing; `in_order` makes the kernel's order of it.
-    """
-    lanes, groups = kernel.how.lanes, kernel.groups
-    runs, size = len(kernel.runs), kernel.quads * QUAD
-    full = np.zeros((groups, kernel.group_blocks * kernel.block, runs, size), np.int8)
-    full[:, : kernel.out, :, : rows.shape[2]] = rows.reshape(groups, kernel.out, runs, -1)
-    split = full.reshape(kernel.blocks, kernel.tile.vectors, lanes, runs, kernel.quads, QUAD)
-    return np.ascontiguousarray(split.transpose(0, 3, 4, 1, 2, 5))
-
-
-def in_order(packed: Array, isa: Isa) -> Array:
-    """Weights [blocks, runs, quads, vectors, ...], or codes [blocks, units, vectors, ...], flat."""
-    steps = 2 if packed.ndim == 6 else 1
-    order = [*range(1, 1 + steps), 0, *range(1 + steps, packed.ndim)]
-    return np.ascontiguousarray(packed.transpose(order) if isa.by_thread else packed).reshape(-1)

@@ -17,7 +17,6 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ptq.kernels import palette_permute, palette_shuffle
-from ptq.kernels.binding import Binding
 from ptq.kernels.dot import ISAS, QUAD, Isa
 from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
 
@@ -125,10 +124,7 @@ def find_palette(packed: Array, isa: Isa) -> Palette | None:
 
 @dataclass(frozen=True)
 class Decode:
-    """Weights [blocks, units, 4 quads, vectors, lanes, 4] from codes, in the kernel's order.
-
-    Emitted for vectors only: a GPU's threads decode what they need by themselves.
-    """
+    """Weights [blocks, units, 4 quads, vectors, lanes, 4] from codes, in the kernel's order."""
 
     isa: str
     bits: int
@@ -142,30 +138,32 @@ class Decode:
         return ISAS[self.isa]
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """codes uint8, tables int8, weights int8."""
+        """codes uint8, tables int8."""
         width, count = QUAD * self.how.lanes, self.blocks * self.vectors
         return (
             Parameter("codes", "uint8", count * self.units * unit_bytes(self.how, self.bits)),
             Parameter("tables", "int8", count * 4 * width),
-            Parameter("weight", "int8", count * self.units * UNIT * width),
         )
 
-    def emit(self, on: Binding, codes: Buffer, tables: Buffer, weight: Buffer) -> None:
-        """Unit by unit; the tables of a vector stay in registers."""
+    @property
+    def panel_bytes(self) -> int:
+        """The weights of a block."""
+        return self.units * UNIT * self.vectors * QUAD * self.how.lanes
+
+    def panel(self, codes: Buffer, tables: Buffer, block: Expr, made: Buffer) -> None:
+        """Emit the decoding of a block into `made`; the tables of a vector stay in registers."""
         size, width = unit_bytes(self.how, self.bits), QUAD * self.how.lanes
-        work = self.units * UNIT * width
-        with on.nest([self.blocks, self.vectors], work, fused=2) as (block, vector):
-            job = block * self.vectors + vector
+        with T.serial(0, self.vectors) as vector:
+            first = (block * self.vectors + vector) * 4
             looked_up = [
-                T.Bind(tables[tirx.Ramp((job * 4 + row) * width, 1, width)]) for row in range(4)
+                T.Bind(tables[tirx.Ramp((first + row) * width, 1, width)]) for row in range(4)
             ]
             with T.serial(0, self.units) as unit:
                 at = ((block * self.units + unit) * self.vectors + vector) * size
                 quads = arrangement(self.how).decode_unit(self.how, self.bits, codes, at, looked_up)
                 for quad, values in enumerate(quads):
-                    place = (block * self.units + unit) * UNIT + quad
-                    start = (place * self.vectors + vector) * width
-                    T.buffer_store(weight, values, [tirx.Ramp(start, 1, width)])
+                    start = ((unit * UNIT + quad) * self.vectors + vector) * width
+                    T.buffer_store(made, values, [tirx.Ramp(start, 1, width)])
 
     def oracle(self, codes: Array, tables: Array) -> Array:
         """By numpy's indexing."""

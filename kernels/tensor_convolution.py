@@ -25,7 +25,8 @@ from tvm.tirx.script import builder as T
 
 from ptq.kernels.binding import Binding, unravel
 from ptq.kernels.kernel import Buffer, Expr, Parameter
-from ptq.kernels.packed_convolution import PackedConvolution, Tile, in_order, pack
+from ptq.kernels.packed_convolution import PackedConvolution, Tile
+from ptq.kernels.packing import in_order, pack
 from ptq.kernels.palette import Palette, bits_of, index_rows
 from ptq.kernels.palette_permute import look_up, pair_bytes, pair_selectors, pairs, unpaired
 from ptq.kernels.requantize import Rounding

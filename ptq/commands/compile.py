@@ -34,7 +34,7 @@ class _Compile(Common):
         show_default=True,
         metavar="T",
         help="llvm, llvm:native, llvm:CPU, llvm:TRIPLE:CPU, c and c:TRIPLE (portable, slow), "
-        "cuda and cuda:sm_80+sm_90.",
+        "cuda and cuda:sm_80+sm_90, opencl.",
     ),
     click.option(
         "--batch", type=click.IntRange(min=1), help="Samples a call.  [default: any number]"

@@ -21,7 +21,7 @@ import tvm
 
 from ptq.kernels.kernel import Kernel
 from ptq.runtime import INCLUDE
-from ptq.targets.tvm.cuda_text import CudaText, cuda_text
+from ptq.targets.tvm.device_text import DeviceText, device_text
 
 HERE = Path(__file__).parent
 ROOM = 64  # bytes behind every buffer, as the arena has it
@@ -34,9 +34,9 @@ needs_nvcc = pytest.mark.skipif(
 needs_gpp = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 
 
-def text_of(kernels: Mapping[str, Kernel]) -> CudaText:
+def text_of(kernels: Mapping[str, Kernel]) -> DeviceText:
     """CUDA text of the kernels by their names."""
-    return cuda_text(kernels, tvm.target.Target(TARGET))
+    return device_text(kernels, tvm.target.Target(TARGET))
 
 
 class Shimmed:

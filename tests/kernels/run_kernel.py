@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import GlobalVar, IRModule
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.functions import prim_func
+from ptq.kernels.functions import compile_for_host, prim_func
 from ptq.kernels.kernel import Kernel
 from ptq.targets.tvm.description import Description
 
@@ -35,7 +34,7 @@ def alone(kernel: Kernel) -> IRModule:
 def run(kernel: Kernel, *arrays: Array, target: str = "llvm:native") -> Array:
     """The last buffer after the call, from all the others; zeros where nothing is written."""
     machine = Description.parse(target).resolved().target()
-    executable = tvm.compile(alone(kernel), target=tvm.target.Target(machine, host=machine))
+    executable = compile_for_host(alone(kernel), machine)
     last = kernel.parameters()[-1]
     written = np.zeros(max(last.size, 1), last.dtype)
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compiler[tvm]'")
 
-from ptq.kernels.packed_convolution import PackedConvolution, Tile, in_order
+from ptq.kernels.packed_convolution import PackedConvolution, Tile
+from ptq.kernels.packing import in_order
 from ptq.kernels.palette import find_palette
 from ptq.kernels.requantize import Rounding
 from ptq.kernels.tensor_convolution import TensorConvolution, WarpTile, pack_fragments, pack_palette

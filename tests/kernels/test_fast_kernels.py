@@ -10,11 +10,11 @@ import pytest
 
 pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compiler[tvm]'")
 
-import tvm
-
 from ptq.kernels.depthwise import Depthwise
 from ptq.kernels.dot import ISAS, safe_quads
-from ptq.kernels.packed_convolution import PackedConvolution, Tile, pack
+from ptq.kernels.functions import compile_for_host
+from ptq.kernels.packed_convolution import PackedConvolution, Tile
+from ptq.kernels.packing import pack
 from ptq.kernels.requantize import Rounding
 from ptq.targets.tvm.description import Description
 from ptq.targets.tvm.features import features_of
@@ -154,7 +154,7 @@ def test_kernels_of_other_processors_use_their_instruction(
     kernel = replace(PACKED["rows_of_a_window"], isa=isa, tile=tile)
     machine = Description.parse(f"llvm:{cpu}").resolved().target()
     assert isa in features_of(machine)
-    made = tvm.compile(alone(kernel), target=tvm.target.Target(machine, host=machine))
+    made = compile_for_host(alone(kernel), machine)
     assert instruction in made.mod.inspect_source("asm")
 
 
@@ -172,5 +172,5 @@ def test_depthwise_sums_that_16_bits_do_not_hold_compile_for_others(isa: str, cp
     taps = tuple(range(0, 320, 32))
     kernel = Depthwise(taps, 512, 32, 3, 6, 32, False, paired, ROUND)
     machine = Description.parse(f"llvm:{cpu}").resolved().target()
-    made = tvm.compile(alone(kernel), target=tvm.target.Target(machine, host=machine))
+    made = compile_for_host(alone(kernel), machine)
     assert ("vpmaddwd" in made.mod.inspect_source("asm")) == (isa != "dotprod")

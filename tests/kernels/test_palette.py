@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compiler[tvm]'")
 
-import tvm
-
 from ptq.kernels.dot import ISAS
-from ptq.kernels.packed_convolution import PackedConvolution, Tile, in_order
+from ptq.kernels.functions import compile_for_host
+from ptq.kernels.packed_convolution import PackedConvolution, Tile
+from ptq.kernels.packing import in_order
 from ptq.kernels.palette import Decode, Palette, find_palette
 from ptq.kernels.requantize import Rounding
 from ptq.targets.tvm.description import Description
@@ -61,21 +61,12 @@ def test_oracle_gives_the_weights_back(isa: str, bits: int) -> None:
 
 
 @needs_avx2
+@pytest.mark.parametrize(("pixels", "group"), [(1, 1), (1, 2), (1, 4), (2, 1), (2, 8), (3, 4)])
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_decode_equals_its_oracle(bits: int) -> None:
-    packed = weights("avx2", bits)
-    found: Any = find_palette(packed, ISAS["avx2"])
-    decoded = run(kernel_of(found, "avx2"), found.codes, found.tables)
-    np.testing.assert_array_equal(decoded, packed.reshape(-1))
-
-
-@needs_avx2
-@pytest.mark.parametrize("group", [1, 2, 4])
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_a_product_that_decodes_in_its_loop_equals_its_oracle(bits: int, group: int) -> None:
-    """As many quads are added in 16 bits as the weights allow, whatever a unit has."""
+def test_a_product_that_decodes_equals_its_oracle(bits: int, pixels: int, group: int) -> None:
+    """In its loop, or a block at once; 16 bits add as many quads as weights allow."""
     kernel = PackedConvolution(
-        "avx2", Tile(1, 2, group), (0, 32, 70), 32, 140, 7, 2, 3, 32,
+        "avx2", Tile(pixels, 2, group), (0, 32, 70), 32, 140, 7, 2, 3, 32,
         Rounding(118, 3, 250, floats=True), bits,
     )  # fmt: skip
     packed = weights("avx2", bits) // (4 * group)
@@ -106,6 +97,19 @@ def test_runs_of_broken_units_have_no_palette() -> None:
 @pytest.mark.parametrize("isa", MACHINES)
 def test_decode_compiles_to_byte_shuffles(isa: str) -> None:
     machine = Description.parse(MACHINES[isa]).resolved().target()
-    kernel = Decode(isa, 4, 2, 6, 2)
-    made = tvm.compile(alone(kernel), target=tvm.target.Target(machine, host=machine))
-    assert INSTRUCTIONS[isa] in made.mod.inspect_source("asm")
+    for pixels in (1, 3):
+        kernel = PackedConvolution(
+            isa,
+            Tile(pixels, 2, 4),
+            (0,),
+            96,
+            0,
+            96,
+            1,
+            4,
+            4 * ISAS[isa].lanes,
+            Rounding(0, 0, 255),
+            4,
+        )
+        made = compile_for_host(alone(kernel), machine)
+        assert INSTRUCTIONS[isa] in made.mod.inspect_source("asm")

@@ -7,7 +7,7 @@
     lowering     steps to kernel calls, by the table in `steps`; `fast` and `tensor_cores` choose
     memory_plan  offsets in one arena
     host_code    a CPU: TVM's compiler; `driver` is the entry function, calls in order
-    device_code  a GPU: `cuda_text`, `nvcc`, and a table of launches
+    device_code  a GPU: `device_text`, `nvcc`, and a table of launches
     module       compile, link, describe
 
 The kernels are in ptq.kernels. Only modules from `lowering` on import TVM.

@@ -1,4 +1,4 @@
-"""What a target's text means: 'llvm', 'llvm:native', 'llvm:TRIPLE:CPU', 'c', 'cuda:sm_90', ..."""
+"""What a target's text means: 'llvm:native', 'llvm:TRIPLE:CPU', 'c', 'cuda:sm_90', 'opencl', ..."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from ptq.errors import UsageError
 from ptq.targets.tvm.tools import require_architectures, require_tvm
 
 PREFIX = "tvm:"
-KINDS = ("llvm", "c", "cuda")
+KINDS = ("llvm", "c", "cuda", "opencl")
+DEVICES = ("cuda", "opencl")
+WITHOUT_CPU = ("c", "opencl")
 WANTED = (
-    "wanted llvm, llvm:native, llvm:CPU, llvm:TRIPLE:CPU, c, c:TRIPLE, cuda or cuda:GPU, as "
-    "llvm:x86-64-v3 or cuda:sm_80+sm_90"
+    "wanted llvm, llvm:native, llvm:CPU, llvm:TRIPLE:CPU, c, c:TRIPLE, cuda, cuda:GPU or opencl, "
+    "as llvm:x86-64-v3 or cuda:sm_80+sm_90"
 )
 GPUS = ("sm_80", "sm_90")
 """What `cuda` alone means."""
@@ -43,7 +45,7 @@ class Description:
         """
         kind, *parts = text.removeprefix(PREFIX).split(":")
         triple = parts.pop(0) if parts and _is_triple(parts[0]) else ""
-        if kind not in KINDS or (kind == "c" and parts):
+        if kind not in KINDS or (kind in WITHOUT_CPU and parts):
             raise UsageError(f"--target {text}: {WANTED}")
         cpu, *features = (parts[0] if parts else "").split("+")
         if len(parts) > 1 or (parts and not cpu and not features):
@@ -62,11 +64,13 @@ class Description:
     @property
     def on_device(self) -> bool:
         """True if it is a GPU."""
-        return self.kind == "cuda"
+        return self.kind in DEVICES
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        """The GPUs to compile for, oldest first."""
+        """The NVIDIA GPUs to compile for, oldest first."""
+        if self.kind != "cuda":
+            return ()
         named = [self.cpu, *(feature[1:] for feature in self.attributes)] if self.cpu else GPUS
         return tuple(sorted(set(named), key=lambda name: (len(name), name)))
 
@@ -77,7 +81,7 @@ class Description:
             MissingDependencyError: it is not. UsageError: it does not know the GPU.
         """
         require_tvm()
-        if self.on_device:
+        if self.architectures:
             require_architectures(self.architectures)
 
     def resolved(self) -> Description:
@@ -87,9 +91,9 @@ class Description:
             MissingDependencyError: TVM, or nvcc for a GPU, is not installed.
         """
         self.require_tools()
-        if self.kind == "c":
+        if self.kind in WITHOUT_CPU:
             return self
-        if self.on_device:
+        if self.architectures:
             first, *others = self.architectures
             return replace(self, cpu=first, attributes=tuple(f"+{name}" for name in others))
         from tvm.target import codegen
@@ -106,9 +110,9 @@ class Description:
         """
         from tvm.target import Target, codegen
 
-        if self.kind == "c":
-            return Target({"kind": "c"})
-        if self.on_device:
+        if self.kind in WITHOUT_CPU:
+            return Target({"kind": self.kind})
+        if self.architectures:
             return Target({"kind": "cuda", "arch": self.architectures[0]})
         if self.cpu and not codegen.llvm_is_valid_cpu(self.cpu, self.triple):
             raise UsageError(f"--target {self.text}: LLVM knows no CPU {self.cpu}; {WANTED}")

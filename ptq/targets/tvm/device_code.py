@@ -1,4 +1,4 @@
-"""A network for a GPU: its kernels' machine code, and a table of launches for native/cuda_module.c.
+"""A network for a GPU: its kernels, and a table of launches for native/device_module.c.
 
 Constants, scratch memory, inputs and outputs are one allocation on the device; an operand is an
 offset into it.
@@ -6,12 +6,12 @@ offset into it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptq.targets.tvm.cuda_text import cuda_text
 from ptq.targets.tvm.description import Description
+from ptq.targets.tvm.device_text import device_text
 from ptq.targets.tvm.driver import kernel_names, lifetimes
 from ptq.targets.tvm.linking import LINK_FLAGS, Contents, native_objects, run
 from ptq.targets.tvm.lowering import Feed, Lowering, Operand, Result, Stored, Tensor
@@ -19,13 +19,36 @@ from ptq.targets.tvm.memory_plan import MemoryPlan, plan_memory
 from ptq.targets.tvm.nvcc import compile_cuda
 from ptq.targets.tvm.ports import Port
 
-SOURCES = ("contents.c", "cuda_driver.c", "cuda_module.c")
+SOURCES = ("contents.c", "device_module.c")
 ALIGNMENT = 256
 LAUNCH = """typedef struct {
     int32_t kernel;
     uint32_t blocks, threads;
     int32_t first, operands;
 } Launch;"""
+
+
+@dataclass(frozen=True)
+class DeviceKind:
+    """sources: the device's part of the host's code.
+
+    image: text of the kernels, architectures -> what the device loads.
+    """
+
+    sources: tuple[str, ...]
+    image: Callable[[str, Sequence[str]], bytes]
+
+
+def _as_text(text: str, architectures: Sequence[str]) -> bytes:
+    """The driver compiles it."""
+    del architectures
+    return text.encode()
+
+
+KINDS = {
+    "cuda": DeviceKind(("cuda_driver.c", "cuda_device.c"), compile_cuda),
+    "opencl": DeviceKind(("opencl_driver.c", "opencl_device.c"), _as_text),
+}
 
 
 @dataclass(frozen=True)
@@ -59,8 +82,9 @@ class Allocation:
 
 @dataclass(frozen=True)
 class DeviceCode:
-    """text: CUDA. image: for `Description.architectures`. names: of the kernels."""
+    """text: of the kernels. image: what the device loads. names: of the kernels."""
 
+    kind: DeviceKind
     text: str
     image: bytes
     names: tuple[str, ...]
@@ -70,16 +94,17 @@ class DeviceCode:
     outputs: tuple[Port, ...]
 
     def link(self, path: Path, compiler: str, folder: Path, contents: Contents) -> None:
-        """The host's part is C; it finds the CUDA driver when it runs."""
-        image = folder / "kernels.fatbin"
+        """The host's part is C; it finds the device's driver when it runs."""
+        image = folder / "kernels.image"
         image.write_bytes(self.image)
+        sources = (*SOURCES, *self.kind.sources)
         objects = native_objects(
-            folder, compiler, contents, SOURCES, self._header(), {"PTQ_IMAGE": image}
+            folder, compiler, contents, sources, self._header(), {"PTQ_IMAGE": image}
         )
         run([compiler, "-shared", *LINK_FLAGS, *objects, "-ldl", "-o", str(path)], "link a module")
 
     def _header(self) -> str:
-        """What cuda_module.c has to know of one network."""
+        """What device_module.c has to know of one network."""
         operands = [place for launch in self.launches for place in launch.operands]
         rows, first = [], 0
         for launch in self.launches:
@@ -128,16 +153,17 @@ def device_code(
     memory = plan_memory(lifetimes(lowering.calls, lowering.sizes), reuse=reuse)
     allocation = _allocate(lowering, inputs, outputs, memory)
     names = kernel_names(lowering.calls)
-    made = cuda_text({name: kernel for kernel, name in names.items()}, description.target())
+    made = device_text({name: kernel for kernel, name in names.items()}, description.target())
     numbers = {name: number for number, name in enumerate(names.values())}
     launches = []
     for call in lowering.calls:
         name = names[call.kernel]
         places = tuple(map(allocation.place, call.operands))
         launches.append(Launch(numbers[name], *made.grids[name], places))
-    image = compile_cuda(made.text, description.architectures)
+    kind = KINDS[description.kind]
+    image = kind.image(made.text, description.architectures)
     code = DeviceCode(
-        made.text, image, tuple(names.values()), tuple(launches), allocation, tuple(inputs),
+        kind, made.text, image, tuple(names.values()), tuple(launches), allocation, tuple(inputs),
         tuple(outputs),
     )  # fmt: skip
     return code, memory

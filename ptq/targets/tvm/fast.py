@@ -13,7 +13,8 @@ from ptq.integer.program import Convolve, Gemm
 from ptq.kernels import dot
 from ptq.kernels.depthwise import LANES, Depthwise
 from ptq.kernels.movement import Copy
-from ptq.kernels.packed_convolution import PackedConvolution, Tile, in_order, pack
+from ptq.kernels.packed_convolution import PackedConvolution, Tile
+from ptq.kernels.packing import in_order, pack
 from ptq.kernels.palette import find_palette
 from ptq.kernels.requantize import Rounding, channel_ratios, floats_are_exact
 from ptq.kernels.tensor_convolution import CHANNELS
@@ -31,6 +32,10 @@ TILES = {
     "dotprod": ((Tile(6, 4, 1), 1.0), (Tile(8, 2, 1), 1.1), (Tile(12, 1, 1), 1.2)),
 }
 """With the time of a vector of channels, relative; only AVX2's were measured."""
+MOST_QUADS = 8
+"""What 16 bits hold of weights up to 8 in magnitude, on AVX2."""
+SMALL_WEIGHTS = Tile(8, 1, MOST_QUADS)
+"""For these: so few other instructions that one vector of channels is enough for each code."""
 ONE_ROW = {
     "avx2": Tile(1, 4, 4),
     "avxvnni": Tile(1, 4, 4),
@@ -42,6 +47,8 @@ SMALLEST_PALETTE = 64
 """Weights of a channel below which its table takes more than its codes save."""
 LARGE_BYTES = 1 << 20
 """Int8 weights that a second-level cache hardly holds: reading fewer bytes wins over decoding."""
+MOST_PANEL_BYTES = 1 << 20
+"""What a thread's stack has room for; weights of larger blocks stay int8."""
 
 
 def fast_convolution(state: Lowering, step: Convolve) -> str | None:
@@ -138,49 +145,43 @@ def _call_packed(
         state, step, kernel.rounding, sums, kernel.group_blocks * kernel.block,
         kernel.groups, kernel.how.offset,
     )  # fmt: skip
-    kernel, weights = _stored(state, step, kernel, pack(rows, kernel))
+    kernel, weights = _stored(state, kernel, pack(rows, kernel))
     state.call(step.name, kernel, *weights, *constants, x, state.codes(step.output))
 
 
 def _stored(
-    state: Lowering, step: Convolve | Gemm, kernel: PackedConvolution, packed: Array
+    state: Lowering, kernel: PackedConvolution, packed: Array
 ) -> tuple[PackedConvolution, list[Operand]]:
-    """Weights as int8, or as codes: decoded in the loop if each is read once, else beforehand.
-
-    A GPU always decodes in the loop: three instructions a quad, and memory is what it waits for.
-    """
+    """Weights as int8, or as codes, which the kernel decodes."""
     once = kernel.tile.pixels == 1
     wanted = state.weights == "packed" or (
         state.weights == "auto" and once and packed.nbytes >= LARGE_BYTES
     )
-    found = find_palette(packed, kernel.how) if wanted else None
+    small = packed.nbytes // kernel.blocks <= MOST_PANEL_BYTES
+    found = find_palette(packed, kernel.how) if wanted and (once or small) else None
     if found is None or found.codes.nbytes + found.tables.nbytes >= packed.nbytes:
         return kernel, [state.constant(in_order(packed, kernel.how))]
-    coded: list[Operand] = [
-        state.constant(part) for part in (in_order(found.codes, kernel.how), found.tables)
-    ]
-    narrow = replace(kernel, bits=found.bits)
-    if once or kernel.how.by_thread:
-        return narrow, coded
-    decoded = state.scratch(f"{step.name}/weights", packed.nbytes)
-    state.call(step.name, narrow.decode, *coded, decoded)
-    return kernel, [decoded]
+    coded = in_order(found.codes, kernel.how), found.tables
+    return replace(kernel, bits=found.bits), [state.constant(part) for part in coded]
 
 
 def _tuned(
     state: Lowering, kernel: PackedConvolution, rows: Array
 ) -> tuple[PackedConvolution, Array]:
-    """With the tile that was fastest, if tiles are tried; its order of the weights is safe, too."""
+    """With the tile that was fastest, if tiles are tried; quads are in the same order in all."""
     if state.tuner is None:
         return kernel, rows
-    widest = TILES[kernel.isa][0][0].group
-    return _safe(replace(kernel, tile=replace(state.tuner(kernel), group=widest)), rows)
+    return replace(kernel, tile=state.tuner(kernel)), rows
 
 
 def _safe(kernel: PackedConvolution, rows: Array) -> tuple[PackedConvolution, Array]:
     """As many quads a group as 16 bits hold; weights that saturate even alone become two halves."""
     if not kernel.how.pairs:
         return kernel, rows
+    if kernel.tile.pixels > 1 and kernel.run % (MOST_QUADS * dot.QUAD) == 0:
+        small = replace(kernel, tile=SMALL_WEIGHTS)
+        if _group(small, rows) == MOST_QUADS:
+            return small, rows
     group = _group(kernel, rows)
     if group == 0:
         half = rows >> 1

@@ -17,11 +17,16 @@ GPU_FEATURES = {"dp4a": 61, "mma": 80}
 
 
 def features_of(target: Any) -> frozenset[str]:
-    """Those of NAMES that the processor has, or of GPU_FEATURES; none in plain C."""
+    """Those of NAMES that the processor has, or of GPU_FEATURES; none in plain C.
+
+    OpenCL has no dp4a; ptq_opencl.h adds four products up, and compilers may know better.
+    """
     kind = str(target.kind.name)
     if kind == "cuda":
         capability = int("".join(c for c in str(target.attrs["arch"]) if c.isdigit()))
         return frozenset(name for name, first in GPU_FEATURES.items() if capability >= first)
+    if kind == "opencl":
+        return frozenset({"dp4a"})
     if kind != "llvm":
         return frozenset()
     from tvm.target import codegen

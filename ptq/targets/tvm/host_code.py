@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tvm
 from tvm.support import cc
 
+from ptq.kernels.functions import compile_for_host
 from ptq.targets.tvm.driver import link_calls
 from ptq.targets.tvm.linking import LINK_FLAGS, Contents, native_objects
 from ptq.targets.tvm.lowering import Lowering
@@ -38,5 +38,4 @@ def host_code(
 ) -> tuple[HostCode, MemoryPlan]:
     """Compile all calls, and say where their tensors are."""
     module, memory = link_calls(lowering, inputs, outputs, reuse=reuse)
-    executable = tvm.compile(module, target=tvm.target.Target(target, host=target))
-    return HostCode(executable), memory
+    return HostCode(compile_for_host(module, target)), memory

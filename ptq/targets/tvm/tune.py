@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import GlobalVar, IRModule
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.functions import prim_func
+from ptq.kernels.functions import compile_for_host, prim_func
 from ptq.kernels.kernel import Kernel
 from ptq.kernels.packed_convolution import SLACK, PackedConvolution, Tile
 
@@ -107,7 +106,7 @@ def _alone(kernel: Kernel, target: Any) -> Callable[[], Any]:
         buffers = [T.arg(p.name, T.buffer((p.size,), p.dtype)) for p in kernel.parameters()]
         T.evaluate(inner(*(tirx.address_of(buffer[0]) for buffer in buffers)))
     module = IRModule({inner: prim_func(kernel, "kernel"), GlobalVar("main"): builder.get()})
-    compiled = tvm.compile(module, target=tvm.target.Target(target, host=target)).jit()
+    compiled = compile_for_host(module, target).jit()
     tvm_ffi.get_global_func("runtime.config_threadpool")(1, 1)
     rooms = [np.zeros(p.size + SLACK, p.dtype)[: p.size] for p in kernel.parameters()]
     arrays = [tvm_ffi.from_dlpack(room) for room in rooms]

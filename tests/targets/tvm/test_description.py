@@ -23,6 +23,7 @@ from ptq.targets.tvm.description import Description
         ("cuda", Description("cuda")),
         ("tvm:cuda:sm_90", Description("cuda", cpu="sm_90")),
         ("cuda:sm_80+sm_90", Description("cuda", cpu="sm_80", attributes=("+sm_90",))),
+        ("opencl", Description("opencl")),
         ("c:aarch64-linux-gnu", Description("c", "aarch64-linux-gnu")),
     ],
 )
@@ -41,6 +42,8 @@ def test_parse_and_print(text: str, wanted: Description) -> None:
         "c:native",
         "llvm:a-b-c:d:e",
         "cuda:native",
+        "opencl:native",
+        "opencl:x86_64-linux-gnu",
         "cuda:sm_60",
         "cuda:sm_80+90",
         "cuda:x86_64-linux-gnu:sm_80",

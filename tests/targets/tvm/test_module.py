@@ -201,8 +201,6 @@ def test_packed_weights_are_smaller_and_give_equal_codes(tmp_path: Path) -> None
     for weights in ("int8", "packed"):
         made = assert_same_codes(program, {"x": x[:3]}, tmp_path, weights=weights)
         sizes[weights] = len(made.weights)
-        used = [kernel for kernels in made.kernels.values() for kernel in kernels]
-        assert ("Decode" in used) == (weights == "packed")
     assert sizes["packed"] < sizes["int8"]
 
 

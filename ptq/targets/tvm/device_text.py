@@ -1,4 +1,4 @@
-"""Kernels as CUDA text, by TVM's code generator; nothing here needs CUDA."""
+"""Kernels as CUDA or OpenCL text, by TVM's code generators; nothing here needs a device."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ LOWERING = (
     s_tir.transform.RewriteUnsafeSelect(),
     tirx.transform.LowerIntrin(),
 )
-"""What the code generator wants done; nvcc does the rest."""
-
-
-MMA = INCLUDE / "ptq_mma.h"
-"""The one function that kernels call and CUDA does not have."""
+"""What the code generator wants done; the device's compiler does the rest."""
+WORDS = {
+    "cuda": (("ptq_mma", INCLUDE / "ptq_mma.h"),),
+    "opencl": (("__kernel", INCLUDE / "ptq_opencl.h"),),
+}
+"""Functions that kernels call and a language does not have: a word that needs them, and a file."""
 
 
 @dataclass(frozen=True)
-class CudaText:
-    """CUDA C++ of some kernels, each `extern "C"` under its name.
+class DeviceText:
+    """Source text of some kernels, each a function of C under its name.
 
     grids: name -> blocks, and threads of each.
     """
@@ -39,15 +40,14 @@ class CudaText:
     grids: Mapping[str, tuple[int, int]]
 
 
-def cuda_text(kernels: Mapping[str, Kernel], target: Any) -> CudaText:
-    """Generate a function of that name for every kernel."""
+def device_text(kernels: Mapping[str, Kernel], target: Any) -> DeviceText:
+    """Generate a function of that name for every kernel, in the language of the target's kind."""
+    kind = str(target.kind.name)
     made = {name: device_func(kernel, name, target) for name, kernel in kernels.items()}
     functions = IRModule({GlobalVar(name): device.function for name, device in made.items()})
     lowered = tvm.ir.transform.Sequential(LOWERING)(functions)
-    generate = tvm.get_global_func("target.build.cuda")
+    generate = tvm.get_global_func(f"target.build.{kind}")
     text = str(generate(lowered, target).inspect_source())
-    mma = MMA.read_text() if MMA.stem in text else ""
-    return CudaText(
-        mma + text,
-        {name: (device.blocks, device.threads) for name, device in made.items()},
-    )
+    head = "".join(path.read_text() for word, path in WORDS[kind] if word in text)
+    grids = {name: (device.blocks, device.threads) for name, device in made.items()}
+    return DeviceText(head + text, grids)
