@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
+_SHARED_LIBRARY = b"\x7fELF"
 
 Source: TypeAlias = (
     "str | Path | bytes | onnx.ModelProto | ir.Model | torch.nn.Module | ExportedProgram"
@@ -86,6 +87,11 @@ def _from_path(path: Path) -> ir.Model:
 
 
 def _parse(data: memoryview, where: str) -> onnx.ModelProto:
+    if data[: len(_SHARED_LIBRARY)] == _SHARED_LIBRARY:
+        raise InvalidModelError(
+            f"{where}: a compiled library, not an ONNX model. inspect, verify, eval, bench, "
+            "compare and regress take modules; else give the ONNX file that it was compiled from."
+        )
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)

@@ -62,6 +62,12 @@ def test_text_file(tmp_path: Path, text: str) -> None:
         load(path)
 
 
+def test_a_compiled_library_is_told_from_a_broken_model(tmp_path: Path) -> None:
+    (tmp_path / "m.so").write_bytes(b"\x7fELF\x02\x01\x01")
+    with pytest.raises(InvalidModelError, match=r"m\.so: a compiled library, not an ONNX model"):
+        load(tmp_path / "m.so")
+
+
 def test_missing_file_folder_and_device(tmp_path: Path) -> None:
     with pytest.raises(InvalidModelError, match="no such file"):
         load(tmp_path / "gone.onnx")

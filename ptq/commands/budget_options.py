@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,8 +63,11 @@ class BudgetChoices:
     metric: str | None
     work: Path | None
 
-    def budgets(self, compiled: str | None) -> Budgets:
-        """The budgets, as numbers. compiled: the target that latency is of, if not onnxruntime."""
+    def budgets(self, compiled: str | None, sizes: Mapping[str, int]) -> Budgets:
+        """The budgets, as numbers.
+
+        compiled: the target that latency is of, if not onnxruntime. sizes: of its named axes.
+        """
         from ptq.mixed.budgets import Budgets
 
         return Budgets(
@@ -75,6 +78,7 @@ class BudgetChoices:
             compiled,
             self.max_drop,
             self.metric,
+            sizes,
         )
 
     def any(self) -> bool:

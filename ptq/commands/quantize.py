@@ -203,7 +203,7 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
         if options.evaluation is not None:
             check_evaluation(options.model, options.evaluation, preprocess)
         run = (
-            partial(quantize_within, budgets=options.budgets(compiled), folder=options.work)
+            partial(quantize_within, budgets=options.budgets(compiled, sizes), folder=options.work)
             if options.any()
             else quantize
         )

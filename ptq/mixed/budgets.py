@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ptq.errors import BudgetError, UsageError
 from ptq.mixed.latency import confirm, runtime_of, with_latencies
@@ -25,7 +25,8 @@ class Budgets:
     """Upper bounds; None is unbounded.
 
     latency_on: the target of `ptq compile` that latency is of; None is onnxruntime. drop: points of
-    top-1 agreement with the float model, or of `metric`, file.py:function.
+    top-1 agreement with the float model, or of `metric`, file.py:function. sizes: of axes that
+    the model leaves open, by their names, in a compiled module.
     """
 
     average_bits: float | None = None
@@ -35,6 +36,7 @@ class Budgets:
     latency_on: str | None = None
     drop: float | None = None
     metric: str | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def limits(self) -> dict[str, float]:
@@ -60,7 +62,7 @@ def within(workshop: Workshop, budgets: Budgets) -> tuple[Precisions, Point]:
         BudgetError: nothing fits; says which budget binds and the nearest value that fits.
     """
     problem = with_overhead(workshop)
-    runtime = runtime_of(budgets.latency_on)
+    runtime = runtime_of(budgets.latency_on, budgets.sizes)
     if budgets.latency_ms is not None:
         problem = with_latencies(workshop, problem, runtime)
     if budgets.drop is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -33,9 +34,9 @@ class Confirmation:
         return self.predicted_ms / self.measured_ms - 1
 
 
-def runtime_of(target: str | None) -> Runtime:
-    """What runs a network: onnxruntime, or a module compiled for `target`."""
-    return OnnxRuntime() if target is None else TvmModules(target)
+def runtime_of(target: str | None, sizes: Mapping[str, int]) -> Runtime:
+    """What runs a network: onnxruntime, or a module compiled for `target`, with axes of `sizes`."""
+    return OnnxRuntime() if target is None else TvmModules(target, sizes)
 
 
 def with_latencies(workshop: Workshop, problem: Problem, runtime: Runtime) -> Problem:

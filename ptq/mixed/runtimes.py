@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Protocol
@@ -98,14 +98,16 @@ class OnnxRuntime:
 
 @dataclass(frozen=True)
 class TvmModules:
-    """Modules compiled by TVM, on one thread. target: as of `ptq compile`."""
+    """Modules compiled by TVM, on one thread. target, sizes: as of `ptq compile`."""
 
     target: str
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """As `Runtime`."""
-        return f"{self.target}, {this_cpu()}, 1 thread"
+        sizes = "".join(f", {axis} {size}" for axis, size in sorted(self.sizes.items()))
+        return f"{self.target}, {this_cpu()}, 1 thread{sizes}"
 
     def session(self, made: Result, name: str) -> Session:
         """As `Runtime`."""
@@ -131,7 +133,9 @@ class TvmModules:
     def _module(self, made: Result) -> Module:
         with tempfile.TemporaryDirectory(prefix="ptq-timed-") as folder:
             path = Path(folder) / "module.so"
-            compile_program(made.program, CompileOptions(self.target)).export(path)
+            compile_program(made.program, CompileOptions(self.target, sizes=self.sizes)).export(
+                path
+            )
             return load(path)  # stays in memory when its file is gone
 
 

@@ -16,7 +16,7 @@ from ptq.mixed import rounding
 from ptq.mixed.budgets import Budgets, with_overhead, within
 from ptq.mixed.explore import Exploration, explore, pick
 from ptq.mixed.front import ExploreOptions, explore_model
-from ptq.mixed.latency import confirm, layer_latencies
+from ptq.mixed.latency import confirm, layer_latencies, runtime_of
 from ptq.mixed.metric import load_metric
 from ptq.mixed.open_workshop import Options, open_workshop
 from ptq.mixed.points import Point, Quality, Workshop
@@ -240,6 +240,12 @@ def test_a_latency_that_no_width_reaches_says_what_the_network_takes(workshop: W
         within(workshop, Budgets(latency_ms=total_ms / 100))
     _, point = within(workshop, Budgets(latency_ms=2 * total_ms, average_bits=4))
     assert point.average_bits <= 4
+
+
+def test_latencies_of_other_sizes_are_kept_apart() -> None:
+    short, long = (runtime_of("llvm:native", {"length": n}) for n in (16, 128))
+    assert short.name != long.name
+    assert runtime_of("llvm:native", {}).name in short.name
 
 
 @pytest.mark.slow
