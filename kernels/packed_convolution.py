@@ -166,7 +166,8 @@ class PackedConvolution:
         if self.in_panels:
             with on.nest([self.blocks], work * int(np.prod(extents))) as (block,):
                 panel = Weights([on.local("int8", self.decode.panel_bytes)], 0)
-                self.decode.panel(*weights, block, panel.buffers[0])
+                codes, tables = weights
+                self.decode.panel(codes, tables, block, panel.buffers[0])
                 with serial(extents) as place:
                     self._in_row(on, panel, others, block, place)
             return
