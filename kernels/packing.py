@@ -26,6 +26,20 @@ def pack(rows: Array, kernel: PackedConvolution) -> Array:
     return np.ascontiguousarray(split.transpose(0, 3, 4, 1, 2, 5))
 
 
+def whole_pairs(runs: list[int], rows: Array) -> tuple[list[int], Array]:
+    """Runs, and their weights [out, runs, run bytes], so that no pair of weights is broken.
+
+    Weights are safe in the pairs of the flattened window (ptq.integer.pairs). If a run is odd,
+    every other one begins in the middle of a pair, and so starts a byte earlier here, with a
+    weight of zero.
+    """
+    if rows.shape[2] % 2 == 0 or len(runs) == 1:
+        return runs, rows
+    padded = np.pad(rows, ((0, 0), (0, 0), (0, 1)))
+    padded[:, 1::2] = np.roll(padded[:, 1::2], 1, axis=2)
+    return [start - number % 2 for number, start in enumerate(runs)], padded
+
+
 def in_order(packed: Array, isa: Isa) -> Array:
     """Weights [blocks, runs, quads, vectors, ...], or codes [blocks, units, vectors, ...], flat."""
     steps = 2 if packed.ndim == 6 else 1

@@ -14,7 +14,7 @@ from ptq.kernels.depthwise import Depthwise
 from ptq.kernels.dot import ISAS, safe_quads
 from ptq.kernels.functions import compile_for_host
 from ptq.kernels.packed_convolution import PackedConvolution, Tile
-from ptq.kernels.packing import pack
+from ptq.kernels.packing import pack, whole_pairs
 from ptq.kernels.requantize import Rounding
 from ptq.targets.tvm.description import Description
 from ptq.targets.tvm.features import features_of
@@ -174,3 +174,19 @@ def test_depthwise_sums_that_16_bits_do_not_hold_compile_for_others(isa: str, cp
     machine = Description.parse(f"llvm:{cpu}").resolved().target()
     made = compile_for_host(alone(kernel), machine)
     assert ("vpmaddwd" in made.mod.inspect_source("asm")) == (isa != "dotprod")
+
+
+def test_pairs_of_the_flattened_window_stay_pairs_where_runs_are_odd() -> None:
+    """Weights 100 0, 0 100, ... are safe in pairs; a byte off, two of 100 would meet."""
+    flat = np.tile(np.int8([100, 0, 0, 100]), 7)[:27]
+    rows = np.broadcast_to(flat.reshape(1, 3, 9), (8, 3, 9))
+    kernel = PackedConvolution("avx2", Tile(2, 1, 1), (0, 40, 80), 10, 40, 3, 2, 2, 8, ROUND)
+    runs, whole = whole_pairs([0, 40, 80], rows)
+    assert runs == [0, 39, 80]
+    np.testing.assert_array_equal(whole[0, 1], [0, *rows[0, 1]])
+    groups = [
+        safe_quads(pack(some, kernel)[:, run], most=1) for run in range(3) for some in (rows, whole)
+    ]
+    assert groups == [1, 1, 0, 1, 1, 1]
+    even = rows[:, :, :8]
+    assert whole_pairs([0, 40, 80], even) == ([0, 40, 80], even)

@@ -14,7 +14,7 @@ from ptq.kernels import dot
 from ptq.kernels.depthwise import LANES, Depthwise
 from ptq.kernels.movement import Copy
 from ptq.kernels.packed_convolution import PackedConvolution, Tile
-from ptq.kernels.packing import in_order, pack
+from ptq.kernels.packing import in_order, pack, whole_pairs
 from ptq.kernels.palette import find_palette
 from ptq.kernels.requantize import Rounding, channel_ratios, floats_are_exact
 from ptq.kernels.tensor_convolution import CHANNELS
@@ -79,7 +79,10 @@ def _packed(state: Lowering, step: Convolve, isa: dot.Isa) -> None:
     runs = [i * down * image.row_bytes for i in range(tall)]
     if right != 1 or step.groups != 1:  # what a window's row has is apart
         runs = [start + j * right * image.pixel_bytes for start in runs for j in range(wide)]
-    run = rows[0].size // len(runs)
+    rows = rows.reshape(every, len(runs), -1)
+    if isa.pairs:
+        runs, rows = whole_pairs(runs, rows)
+    run = rows.shape[2]
     pixels = image.samples * image.out_rows * image.out_width
     kernel = PackedConvolution(
         isa.name,
@@ -99,7 +102,7 @@ def _packed(state: Lowering, step: Convolve, isa: dot.Isa) -> None:
     )
     if tall == wide == 1 and step.strides == (1, 1) and image.out_width % kernel.tile.pixels:
         kernel = replace(kernel, samples=1, out_rows=1, out_width=pixels)
-    _call_packed(state, step, kernel, rows.reshape(every, len(runs), -1), image.operand)
+    _call_packed(state, step, kernel, rows, image.operand)
 
 
 def _with_room(weight: Array, channels: int) -> Array:
