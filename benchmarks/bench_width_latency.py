@@ -40,7 +40,7 @@ def drawn(workshop: Workshop) -> dict[str, Precisions]:
 
 def chosen(workshop: Workshop, target: str) -> dict[str, Precisions]:
     """The best allocations within budgets."""
-    problem = with_latencies(workshop, with_overhead(workshop), runtime_of(target))
+    problem = with_latencies(workshop, with_overhead(workshop), runtime_of(target, {}))
     fastest = allocate_bits(problem, {}, "latency_ms").costs["latency_ms"]
     slowest = allocate_bits(problem, {}).costs["latency_ms"]
     found = {}
@@ -66,7 +66,7 @@ def main() -> None:
         Options(options.work),
         preprocess=parse_preprocess("imagenet"),
     )
-    runtime = runtime_of(options.target)
+    runtime = runtime_of(options.target, {})
     found = layer_latencies(workshop, runtime)
     print(found.runtime)
     print("relative to the widest:", {b: round(r, 3) for b, r in found.ratios.items()}, flush=True)
