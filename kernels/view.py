@@ -34,6 +34,11 @@ class View:
         bytes_ = [s * flat.itemsize for s in self.strides]
         return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, bytes_)
 
+    def part(self, box: Sequence[slice]) -> View:
+        """The elements of a box; its slices have a start and a stop."""
+        start = sum(s.start * stride for s, stride in zip(box, self.strides, strict=True))
+        return View(tuple(s.stop - s.start for s in box), self.strides, self.offset + start)
+
     def broadcast(self, shape: Sequence[int]) -> View:
         """The same elements seen with a larger shape; repeated axes have stride 0."""
         missing = len(shape) - len(self.shape)

@@ -6,8 +6,6 @@ numbers, which say where each code's number belongs.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import numpy.typing as npt
 
@@ -47,9 +45,7 @@ def _join(state: Lowering, step: str, output: str) -> None:
                 f"{step}: {name} goes to places in output {output} that lie in no regular order: "
                 "use --target onnx, or end the model before it"
             )
-        offset = sum(part.start * by for part, by in zip(box, y.strides, strict=True))
-        place = replace(y, shape=index[box].shape, offset=offset)
-        kernel = Dequantize(x, place, float(grid.scale), grid.zero_point, state.dtype(name))
+        kernel = Dequantize(x, y.part(box), float(grid.scale), grid.zero_point, state.dtype(name))
         state.call(step, kernel, state.codes(name), Result(output))
 
 

@@ -6,7 +6,6 @@ it becomes a table. Pooling, which computes, has its own kernel.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -152,12 +151,7 @@ def _copy(state: Lowering, step: Apply, source: str, output: str, places: Index)
     inner = places[box]
     x = strided(inner)
     if x is not None:
-        offset = y.offset + sum(
-            part.start * stride for part, stride in zip(box, y.strides, strict=True)
-        )
-        state.call(
-            step.name, Copy(x, replace(y, shape=inner.shape, offset=offset), dtype), *operands
-        )
+        state.call(step.name, Copy(x, y.part(box), dtype), *operands)
         return
     flat = np.full(y.size, -1, np.int32)
     y.read(flat)[...] = places
