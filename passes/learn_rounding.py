@@ -15,8 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 from ptq.integer.blocks import Block, find_blocks, whole_network
 from ptq.passes.context import Context
@@ -27,6 +26,8 @@ _LOG = logging.getLogger("ptq")
 FINEST = 8
 """Weights of so many bits keep their codes: rounding has nothing left to gain there, and they stay
 within what their pairs may sum to."""
+
+UNSTACKED = "the model gives several samples at a time other results than one by one"
 
 Kind = Literal["codes", "bias", "steps", "scales", "exponents"]
 
@@ -85,66 +86,36 @@ class LearnRounding:
         """A plan with what was learned, or the same plan if no block gained."""
         from ptq.execute.differentiable import one_thread
         from ptq.passes.learning.run import Run
-        from ptq.passes.learning.samples import SampleStore
+        from ptq.passes.learning.sample_axes import sample_axes
+        from ptq.passes.learning.samples import PART, Layout, SampleStore
 
         blocks: tuple[Block, ...] = find_blocks(context.model, context.outline)
         if self.whole:
             blocks = (whole_network(context.model, context.outline),)
-        samples = context.count()
-        reason = _obstacle(context, samples)
-        if reason is not None:
-            _LOG.warning("rounding is not learned: %s", reason)
+        reason, axes = _obstacle(context), None
+        if reason is None:
+            names = [name for block in blocks for name in (*block.inputs, *block.outputs)]
+            axes = sample_axes(context.model, names, context.batches(1))
+        if axes is None:
+            _LOG.warning("rounding is not learned: %s", reason or UNSTACKED)
             return plan
         if "codes" in self.learns and all(w.grid.bits >= FINEST for w in plan.weights.values()):
             _LOG.info("rounding is not learned: every weight has %d bits", FINEST)
             return plan
-        half = context.memory_bytes // 2
-        stores = SampleStore(samples, half), SampleStore(samples, half)
+        layout, half = Layout.of(context.batches(PART), axes), context.memory_bytes // 2
+        stores = SampleStore(layout, half), SampleStore(layout, half)
         with one_thread(), stores[0], stores[1]:
             return Run(self, context, plan, blocks, stores).learn()
 
 
-def _obstacle(context: Context, samples: int) -> str | None:
+def _obstacle(context: Context) -> str | None:
     """Why nothing can be learned, or None."""
     from ptq.execute.differentiable import unsupported
 
-    if samples < 2:
+    if context.count() < 2:
         return "it needs two samples at least"
     if not context.outline.weighted:
         return "no layer has a weight"
     if missing := unsupported(context.model.graph):
         return f"no gradients of {', '.join(missing)}"
-    if not _stacks(context):
-        return "the model gives several samples at a time other results than one by one"
     return None
-
-
-def _stacks(context: Context) -> bool:
-    """True if two batches of the model's own size can be run as one.
-
-    A fixed batch size is only a declaration in most models; where it is a number in their
-    arithmetic (the target of a Reshape, say), running them stacked fails or gives other shapes.
-    """
-    import numpy as np
-
-    from ptq.execute.differentiable import FloatGraph, to_array, to_tensor
-
-    names = [str(value.name) for value in context.model.graph.outputs]
-    graph = FloatGraph(context.model.graph, context.model.opset_imports.get("", 21), outputs=names)
-    batches = [dict(batch) for batch in islice(context.batches(1), 2)]
-
-    def run(feed: Mapping[str, Any]) -> dict[str, Any]:
-        found = graph.run({name: to_tensor(x, "cpu") for name, x in feed.items()})
-        return {name: to_array(x) for name, x in found.items()}
-
-    try:
-        together = run({name: np.concatenate([b[name] for b in batches]) for name in batches[0]})
-    except (RuntimeError, ValueError):
-        return False
-    alone = [run(batch) for batch in batches]
-    wanted = {name: np.concatenate([part[name] for part in alone]) for name in names}
-    return all(
-        together[name].shape == wanted[name].shape
-        and np.allclose(together[name], wanted[name], rtol=1e-3, atol=1e-4)
-        for name in names
-    )

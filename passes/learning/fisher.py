@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ptq.errors import UsageError
 from ptq.execute.differentiable import FloatGraph, to_tensor
 from ptq.integer.blocks import Block
 from ptq.passes.learning.losses import Array
-from ptq.passes.learning.samples import SampleStore, chunks
+from ptq.passes.learning.samples import SampleStore
 
 BATCH = 8
 
@@ -27,12 +28,17 @@ def fisher_diagonals(
 ) -> dict[str, Array]:
     """By float output of a block: [1, ...] float32 with a mean of one; none if no output is
     a row of class scores.
+
+    Raises:
+        UsageError: samples of several shapes, whose elements cannot be averaged.
     """
+    if samples.layout.group.any():
+        raise UsageError("Fisher weights need samples of one shape; take the squared error")
     generator = torch.Generator().manual_seed(seed)
     graphs = [FloatGraph(block.nodes, opset, outputs=block.outputs) for block in blocks]
     sums: dict[str, Tensor] = {}
     inputs = list(dict.fromkeys(n for block in blocks for n in block.inputs if n in samples))
-    for index in chunks(np.arange(samples.samples), BATCH):
+    for index in samples.layout.parts(np.arange(samples.layout.samples), BATCH):
         values = {n: to_tensor(x).requires_grad_() for n, x in samples.take(inputs, index).items()}
         between = _forward(blocks, graphs, values)
         scores = [between[n] for n in results if between[n].ndim == 2 and between[n].shape[1] > 1]

@@ -26,7 +26,7 @@ from ptq.passes.learning.learned import Learned, start_learning
 from ptq.passes.learning.losses import Loss
 from ptq.passes.learning.optimizers import OPTIMIZERS
 from ptq.passes.learning.scales import Scales
-from ptq.passes.learning.shards import Batch, LossOf, shared_batches
+from ptq.passes.learning.shards import LossOf, Part, shared_batches
 from ptq.passes.learning.steps import BlockSteps
 
 Array = npt.NDArray[Any]
@@ -54,8 +54,8 @@ class Options:
 class Task:
     """A block and what is learned in it.
 
-    draw: a random batch. loss: of its float outputs by name. report: called with iterations done
-    and the loss.
+    draw: random samples, in parts of equal shapes. loss: of its float outputs by name.
+    report: called with iterations done and the loss.
     """
 
     program: Program
@@ -63,7 +63,7 @@ class Task:
     layers: Sequence[Layer]
     sites: Sequence[str]
     site_of: Callable[[str], str]
-    draw: Callable[[np.random.Generator], Batch]
+    draw: Callable[[np.random.Generator], Sequence[Part]]
     loss: Loss
     report: Callable[[int, float], None]
 
@@ -110,16 +110,16 @@ def _loss_of(
     names, on_their_way = [ref.name for ref in block.outputs], before_levels(program)
     graph = ProgramGraph(program, block.steps, outputs=names, exact=False, device=device)
 
-    def loss(batch: Batch, noise: torch.Generator) -> Tensor:
+    def loss(samples: Part, noise: torch.Generator) -> Tensor:
         captured: dict[str, Tensor] = {}
         inner = _once(drop_quantization(options.drop, noise), on_their_way)
         quantiser = _capturing(inner, names, captured)
-        codes, raw = block_inputs(program, block, batch, device, options.drop, noise)
+        codes, raw = block_inputs(program, block, samples, device, options.drop, noise)
         overrides = scales.overrides(block.steps, device)
         for part in learned:
             overrides |= part.overrides(scales.unit(part.layer.step))
         values = graph.run(codes, raw, overrides, quantiser)
-        wanted = {name: torch.from_numpy(x).to(device) for name, x in batch.wanted.items()}
+        wanted = {name: torch.from_numpy(x).to(device) for name, x in samples.wanted.items()}
         found = float_outputs(program, block, values, captured, wanted)
         return task.loss(found, wanted)
 
@@ -145,7 +145,7 @@ def with_learned(steps: tuple[Step, ...], learned: list[Learned]) -> tuple[Step,
 def block_inputs(
     program: Program,
     block: BlockSteps,
-    batch: Batch,
+    part: Part,
     device: torch.device,
     drop: float = 0.0,
     noise: torch.Generator | None = None,
@@ -153,14 +153,14 @@ def block_inputs(
     """Codes and raw inputs of a block; elements are the float model's with probability `drop`."""
     codes, raw = {}, {}
     for ref in block.inputs:
-        x = torch.from_numpy(batch.given[ref.name]).to(device)
+        x = torch.from_numpy(part.given[ref.name]).to(device)
         if not ref.codes:
             raw[ref.name] = x
             continue
         x = x.to(torch.float32)
         if drop:
             grid = program.codes[ref.name]
-            exact = torch.from_numpy(batch.exact[ref.name]).to(device)
+            exact = torch.from_numpy(part.exact[ref.name]).to(device)
             exact = (exact / float(grid.scale) + grid.zero_point).clamp(grid.low, grid.high)
             x = torch.where(torch.rand(x.shape, generator=noise, device=device) < drop, exact, x)
         codes[ref.name] = x
@@ -198,24 +198,25 @@ def hard_run(
 ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
     """A function from the block's inputs to its outputs, as the integer program makes them.
 
-    Codes are uint8, raw values have the model's types.
+    Codes are in their containers, raw values have the model's types.
     """
     device = device_of_choice()
     graph = ProgramGraph(program, steps, outputs=[r.name for r in block.outputs], device=device)
 
     def run(given: Mapping[str, Array]) -> dict[str, Array]:
         with torch.inference_mode():
-            codes, raw = block_inputs(program, block, Batch(given, {}, {}), device)
+            codes, raw = block_inputs(program, block, Part(0, given, {}, {}), device)
             values = graph.run(codes, raw)
-            found = {
-                ref.name: values.codes[ref.name].to(torch.uint8)
-                if ref.codes
-                else values.raw[ref.name]
-                for ref in block.outputs
-            }
-        return {name: x.cpu().numpy() for name, x in found.items()}
+            return {ref.name: _stored(program, ref, values) for ref in block.outputs}
 
     return run
+
+
+def _stored(program: Program, ref: Ref, values: ProgramValues) -> Array:
+    if not ref.codes:
+        return values.raw[ref.name].cpu().numpy()
+    codes: Array = values.codes[ref.name].cpu().numpy()
+    return codes.astype(program.codes[ref.name].dtype)
 
 
 def _once(inner: Quantiser, on_their_way: Collection[str]) -> Quantiser:

@@ -26,7 +26,7 @@ from ptq.passes.learning.learn_block import (
 from ptq.passes.learning.learned import Learned
 from ptq.passes.learning.samples import PART, SampleStore, run_parts
 from ptq.passes.learning.scales import Scales, learnable_sites
-from ptq.passes.learning.shards import Batch
+from ptq.passes.learning.shards import Part, threads_of
 from ptq.passes.learning.steps import BlockSteps, block_steps
 from ptq.passes.learning.targets import Targets
 from ptq.plan import Plan
@@ -57,7 +57,7 @@ class Run:
         self._adopt(plan)
         self.given, exact = stores
         self.held_out = context.held_out()
-        self.seen = np.setdiff1d(np.arange(exact.samples), self.held_out)
+        self.seen = np.setdiff1d(np.arange(exact.layout.samples), self.held_out)
         self.targets = Targets(context, blocks, exact, how.loss)
         self.started, self.resumed = time.monotonic(), 0
 
@@ -151,14 +151,18 @@ class Run:
             self.context.recipe.seed * 10_007 + index,
         )
 
-    def _draw(self, block: Block, part: BlockSteps, generator: np.random.Generator) -> Batch:
+    def _draw(self, block: Block, part: BlockSteps, generator: np.random.Generator) -> list[Part]:
         index = np.sort(generator.choice(self.seen, self._batch(block), replace=False))
         inputs, exact = [ref.name for ref in part.inputs], self.targets.exact
-        return Batch(
-            self.given.take(inputs, index),
-            exact.take(inputs, index) if self.how.drop else {},
-            exact.take(self.targets.wanted(block), index),
-        )
+        return [
+            Part(
+                len(some),
+                self.given.take(inputs, some),
+                exact.take(inputs, some) if self.how.drop else {},
+                exact.take(self.targets.wanted(block), some),
+            )
+            for some in exact.layout.parts(index, -(-len(index) // threads_of(self.targets.device)))
+        ]
 
     def _batch(self, block: Block) -> int:
         """Samples a step: fewer where they are large, which then have as many more positions."""
@@ -181,16 +185,17 @@ class Run:
     def _read_samples(self) -> None:
         start = 0
         for batch in self.context.batches(PART):
-            self.given.write(start, batch)
-            self.targets.exact.write(start, batch)
-            start += len(next(iter(batch.values())))
+            index = np.arange(start, start + len(next(iter(batch.values()))))
+            self.given.write(index, batch)
+            self.targets.exact.write(index, batch)
+            start += len(index)
 
     def _run_integers(self, part: BlockSteps) -> None:
         run = hard_run(self.program, part, part.steps)
         inputs = [ref.name for ref in part.inputs]
-        every = np.arange(self.given.samples)
+        every = self.given.layout.all_parts()
         for index, found in run_parts(lambda some: run(self.given.take(inputs, some)), every):
-            self.given.write(int(index[0]), found)
+            self.given.write(index, found)
 
     def _forget(self, index: int) -> None:
         """Drop tensors that no later block and no comparison needs."""

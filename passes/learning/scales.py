@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ptq.integer.flow import reads, writes
 from ptq.integer.program import (
     Add,
     Apply,
@@ -26,7 +27,6 @@ from ptq.integer.program import (
     Step,
 )
 from ptq.passes.learning.layers import Layer
-from ptq.passes.learning.steps import reads, writes
 
 OPERANDS: Mapping[str, tuple[str, ...]] = {
     "Convolve": ("input",),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from ptq.integer.blocks import Block
-from ptq.integer.program import Apply, Dequantize, Program, Quantize, Ref, Step
+from ptq.integer.flow import reads, writes
+from ptq.integer.program import Program, Ref, Step
 
 
 @dataclass(frozen=True)
@@ -39,23 +38,3 @@ def origins(program: Program) -> dict[str, Ref]:
         for ref in writes(step):
             found.setdefault(ref.name, ref)
     return found
-
-
-def reads(step: Step) -> Iterable[Ref]:
-    """The values that a step reads, without what it carries itself."""
-    if isinstance(step, Apply):
-        return [ref for ref in step.inputs if ref is not None]
-    if isinstance(step, Quantize | Dequantize):
-        return [Ref(step.value, codes=isinstance(step, Dequantize))]
-    fields: Any = step
-    names = [getattr(fields, field) for field in ("input", "a", "b") if hasattr(fields, field)]
-    return [Ref(name, codes=True) for name in names]
-
-
-def writes(step: Step) -> Iterable[Ref]:
-    """The values that a step makes."""
-    if isinstance(step, Apply):
-        return [ref for ref in step.outputs if ref.name]
-    if isinstance(step, Quantize | Dequantize):
-        return [Ref(step.value, codes=isinstance(step, Quantize))]
-    return [Ref(step.output, codes=True)]

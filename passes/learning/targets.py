@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -61,11 +60,11 @@ class Targets:
         if self._loss == "kl":
             later = (n for other in self.blocks for n in other.inputs if n in self.exact)
             names |= dict.fromkeys([*self.results, *later])
-        return [name for name in names if self.exact[name].dtype.kind == "f"]
+        return [name for name in names if self.exact.dtype(name).kind == "f"]
 
     def float_outputs(self, block: BlockSteps) -> bool:
         """The block makes something that can be compared."""
-        return any(self.exact[ref.name].dtype.kind == "f" for ref in block.outputs)
+        return any(self.exact.dtype(ref.name).kind == "f" for ref in block.outputs)
 
     def _rest(self, index: int) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
         """From a block's outputs to the network's, in floats."""
@@ -89,5 +88,5 @@ class Targets:
                 found = graph.run({n: to_tensor(x, self.device) for n, x in values.items()})
                 return {n: to_array(x) for n, x in found.items()}
 
-        for index, found in run_parts(run, np.arange(self.exact.samples)):
-            self.exact.write(int(index[0]), found)
+        for index, found in run_parts(run, self.exact.layout.all_parts()):
+            self.exact.write(index, found)

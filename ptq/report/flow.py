@@ -2,30 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
-from ptq.integer.program import Apply, Dequantize, Program, Quantize, Ref, Step
-
-_READ_FIELDS = ("input", "a", "b")
-
-
-def reads(step: Step) -> tuple[Ref, ...]:
-    """The values that a step reads, by name and kind."""
-    if isinstance(step, Apply):
-        return tuple(ref for ref in step.inputs if ref is not None)
-    if isinstance(step, Quantize | Dequantize):
-        return (Ref(step.value, isinstance(step, Dequantize)),)
-    names = {f.name for f in fields(step)}
-    return tuple(Ref(getattr(step, n), True) for n in _READ_FIELDS if n in names)
-
-
-def writes(step: Step) -> tuple[Ref, ...]:
-    """The values that a step makes."""
-    if isinstance(step, Apply):
-        return step.outputs
-    if isinstance(step, Quantize | Dequantize):
-        return (Ref(step.value, isinstance(step, Quantize)),)
-    return (Ref(step.output, True),)
+from ptq.integer.flow import reads, writes
+from ptq.integer.program import Apply, Program, Ref, Step
 
 
 def title(step: Step) -> str:

@@ -11,13 +11,14 @@ import msgspec
 import onnx_ir as ir
 
 from ptq.calib_data import Lint, Preprocess
+from ptq.integer.flow import reads, writes
 from ptq.integer.outline import Outline
 from ptq.integer.program import Apply, Certificate, Dequantize, Program, Quantize, Ref, Step
 from ptq.plan import Plan
 from ptq.recipe import Recipe
 from ptq.report.benchmark import Benchmark
 from ptq.report.comparison import Comparison
-from ptq.report.flow import reads, title, writes
+from ptq.report.flow import title
 from ptq.report.rungs import Rung
 from ptq.report.session import LARGEST_PROTO_BYTES, size_bytes
 

@@ -24,7 +24,7 @@ from ptq.passes.learning.layers import learnable_layers
 from ptq.passes.learning.learned import Learned
 from ptq.passes.learning.losses import divergence, fisher_error, squared_error
 from ptq.passes.learning.optimizers import OPTIMIZERS
-from ptq.passes.learning.samples import SampleStore
+from ptq.passes.learning.samples import Layout, SampleStore
 from ptq.passes.learning.scales import Scales, learnable_sites
 from ptq.passes.learning.steps import block_steps
 from ptq.passes.prepare import prepare
@@ -185,9 +185,9 @@ def test_fisher_diagonal_of_logits_is_the_variance_of_the_labels(
     context, _ = net
     blocks = find_blocks(context.model, context.outline)
     result = str(context.model.graph.outputs[0].name)
-    store = SampleStore(512, 1 << 20)
+    store = SampleStore(Layout(np.zeros(512, np.intp), np.arange(512)), 1 << 20)
     x = np.random.default_rng(0).normal(size=(1, 2, 6, 6)).astype(np.float32)
-    store.write(0, {"x": np.repeat(x, 512, axis=0)})
+    store.write(np.arange(512), {"x": np.repeat(x, 512, axis=0)})
     found = fisher_diagonals(blocks, 21, store, [result], seed=0)[result][0]
     from ptq.execute.float import FloatRunner
 

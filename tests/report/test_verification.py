@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from ptq.grid import Grid
+from ptq.integer.flow import reads, writes
 from ptq.integer.program import (
     Apply,
     Boundary,
@@ -23,7 +24,7 @@ from ptq.integer.program import (
 from ptq.pipeline import quantize
 from ptq.plan import ActivationPlan
 from ptq.recipe import Recipe
-from ptq.report.flow import after_islands, makers, reads, writes
+from ptq.report.flow import after_islands, makers
 from ptq.report.verification import Subject, verify
 from ptq.result import Result
 from ptq.targets import TARGETS

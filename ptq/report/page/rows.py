@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ptq.histogram import BINS, Histogram
+from ptq.integer.flow import reads, writes
 from ptq.integer.program import Program, Step
 from ptq.integer.units import Unit
 from ptq.integer.weights import unit_axis, unit_weight
 from ptq.plan import ActivationPlan, WeightPlan
-from ptq.report.flow import reads, title, writes
+from ptq.report.flow import title
 from ptq.report.nearness import Tensor
 from ptq.report.page.content import Bars, GraphNode, LayerRow
 from ptq.report.summary import Layer, layers

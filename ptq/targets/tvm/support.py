@@ -8,6 +8,7 @@ import numpy as np
 
 from ptq.errors import UnsupportedModelError
 from ptq.integer.claims import MOVES
+from ptq.integer.flow import reads
 from ptq.integer.program import (
     Add,
     Apply,
@@ -108,10 +109,7 @@ def _of_16_bits(step: Step, program: Program) -> str | None:
 
 def inputs_of(step: Step) -> list[str]:
     """Names of the code tensors that a step reads."""
-    if isinstance(step, Apply):
-        return [ref.name for ref in step.inputs if ref is not None and ref.codes]
-    named = (getattr(step, part, None) for part in ("input", "a", "b"))
-    return [name for name in named if isinstance(name, str)]
+    return [ref.name for ref in reads(step) if ref.codes]
 
 
 def _dynamic_operand(step: Apply, static: frozenset[str]) -> str | None:
