@@ -16,7 +16,6 @@ from ptq.execute.differentiable.integer_ops import INTEGER_OPS, LEARNABLE, Scope
 from ptq.execute.differentiable.nodes import op_key
 from ptq.execute.differentiable.rounding import Quantiser, hard
 from ptq.execute.differentiable.tensors import to_tensor
-from ptq.integer.flow import reads, writes
 
 if TYPE_CHECKING:
     from ptq.integer.program import Program, Step
@@ -210,7 +209,11 @@ def _own_array(program: Program, step: Any, part: str) -> Any:
 
 def _names(step: Any) -> frozenset[str]:
     """Every value that a step reads or writes."""
-    return frozenset(ref.name for ref in (*reads(step), *writes(step)))
+    fields = ("value", "input", "a", "b", "output")
+    found = {getattr(step, name) for name in fields if hasattr(step, name)}
+    keep = getattr(step, "keep", None)
+    refs = (keep, *getattr(step, "inputs", ()), *getattr(step, "outputs", ()))
+    return frozenset(found | {ref.name for ref in refs if ref is not None and ref.name})
 
 
 def _last_uses(names: Sequence[frozenset[str]]) -> list[frozenset[str]]:
