@@ -19,13 +19,16 @@ from ptq.integer.reference import Reference
 from ptq.passes.context import Context
 from ptq.passes.learn_rounding import LearnRounding
 from ptq.passes.learning.learn_block import hard_run
+from ptq.passes.learning.sample_axes import sample_axes
 from ptq.passes.learning.samples import Layout, SampleStore
 from ptq.passes.learning.shards import Part, shared_batches
 from ptq.passes.learning.steps import block_steps
 from ptq.passes.prepare import prepare
 from ptq.pipeline import make_plan
 from ptq.plan import Plan
+from tests.graphs import GraphBuilder
 from tests.integer.test_transformer_block import AUTO, Block
+from tests.passes.test_learn_rounding import context_of
 
 Array = np.ndarray[Any, Any]
 LENGTHS = (5, 7, 6)
@@ -109,3 +112,24 @@ def test_every_sample_weighs_the_same_whatever_part_it_is_in() -> None:
     assert found == pytest.approx((3 * 3 + 1 + 2 * 2) / 6)
     assert weight.grad is not None
     assert float(weight.grad) == pytest.approx(found)
+
+
+def test_samples_may_lie_on_another_axis_between_layers() -> None:
+    rng = np.random.default_rng(0)
+    b = GraphBuilder(rng)
+    y = b.node("Transpose", ["x"], perm=[1, 0, 2])
+    for width in (8, 6, 8, 6):
+        y = b.node("Relu", [b.node("MatMul", [y, b.weight(6 if width == 8 else 8, width)])])
+    mask = b.constant(rng.normal(size=(5, 1, 6)).astype(np.float32))
+    y = b.node("MatMul", [b.node("Add", [y, mask]), b.weight(6, 3)])
+    proto = b.model({"x": (5, 6)}, {b.node("Transpose", [y], perm=[1, 0, 2]): (5, 3)})
+    recipe = ptq.Recipe.preset("w4a8").replace(effort="fast", samples=48, rounding="nearest",
+                                               bias_correction=False)  # fmt: skip
+    context = context_of(proto, {"x": rng.normal(size=(48, 5, 6)).astype(np.float32)}, recipe)
+    blocks = find_blocks(context.model, context.outline)
+    names = [name for block in blocks for name in block.outputs]
+    axes = sample_axes(context.model, names, context.batches(1))
+    assert axes is not None
+    assert {axes["x"], axes[names[0]]} == {0, 1}
+    plan = make_plan(context)
+    assert LearnRounding(iterations=40, batch=16, lr=2e-2)(context, plan) is not plan
