@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +12,17 @@ from click.testing import CliRunner
 
 from ptq.cli import main
 from ptq.errors import BudgetError, UsageError
-from ptq.mixed import rounding
+from ptq.mixed import budgets, rounding
 from ptq.mixed.budgets import Budgets, with_overhead, within
 from ptq.mixed.explore import Exploration, explore, pick
 from ptq.mixed.front import ExploreOptions, explore_model
-from ptq.mixed.latency import confirm, layer_latencies, runtime_of
+from ptq.mixed.latency import Confirmation, confirm, layer_latencies, runtime_of
 from ptq.mixed.metric import load_metric
 from ptq.mixed.open_workshop import Options, open_workshop
 from ptq.mixed.points import Point, Quality, Workshop
 from ptq.mixed.promote import promote
 from ptq.mixed.runtimes import OnnxRuntime, TvmModules, shares_of
+from ptq.passes.allocate_bits import Allocation, Problem, allocate_bits
 from ptq.passes.context import Batch
 from ptq.precision import Precision, load_map
 from ptq.recipe import Recipe
@@ -240,6 +241,30 @@ def test_a_latency_that_no_width_reaches_says_what_the_network_takes(workshop: W
         within(workshop, Budgets(latency_ms=total_ms / 100))
     _, point = within(workshop, Budgets(latency_ms=2 * total_ms, average_bits=4))
     assert point.average_bits <= 4
+
+
+def test_a_network_that_takes_too_long_when_measured_is_chosen_again(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = layer_latencies(workshop, OnnxRuntime())
+    wanted_ms = 3 * found.predict_ms(dict.fromkeys(found.layers, 8))
+    measured = [1.25 * wanted_ms, 1.02 * wanted_ms, 0.99 * wanted_ms]
+    bounds = list[float]()
+
+    def allocate(problem: Problem, limits: Mapping[str, float], *rest: str) -> Allocation:
+        bounds.append(limits["latency_ms"])
+        return allocate_bits(problem, limits, *rest)
+
+    monkeypatch.setattr(budgets, "allocate_bits", allocate)
+    monkeypatch.setattr(
+        budgets, "confirm", lambda *_: Confirmation(wanted_ms, measured[len(bounds) - 1])
+    )
+    within(workshop, Budgets(latency_ms=wanted_ms, average_bits=4))
+    assert bounds == pytest.approx([wanted_ms, wanted_ms / 1.25, wanted_ms / 1.25 / 1.02])
+    measured[:] = [4 * wanted_ms] * 9  # a bound of 3 / 4 of what any width takes cannot be met
+    bounds.clear()
+    with pytest.raises(BudgetError, match=rf"network found takes {4 * wanted_ms:.4g} ms"):
+        within(workshop, Budgets(latency_ms=wanted_ms))
 
 
 def test_latencies_of_other_sizes_are_kept_apart() -> None:
