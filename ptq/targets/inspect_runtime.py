@@ -80,7 +80,8 @@ def _optimised(model: bytes | str | Path) -> onnx.ModelProto:
         except Exception as error:  # onnxruntime raises its own classes, all of Exception
             where = "model bytes" if isinstance(source, bytes) else source
             raise InvalidModelError(f"{where}: onnxruntime does not load it ({error})") from error
-        return onnx.load(options.optimized_model_filepath)
+        # Its weights, if they are in other files, are still named as beside `model`.
+        return onnx.load(options.optimized_model_filepath, load_external_data=False)
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -1,5 +1,7 @@
 """What onnxruntime runs is read from its own optimised graph."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -60,3 +62,16 @@ def test_what_does_not_load_is_refused(tmp_path):
         float_ops(b"not a model")
     with pytest.raises(InvalidModelError, match=r"missing\.onnx"):
         float_ops(tmp_path / "missing.onnx")
+
+
+def test_weights_in_another_file_are_not_looked_for_beside_the_dump(tmp_path: Path) -> None:
+    weight = onnx.numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 64]) for n in "xy"]
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:], [weight])
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="model.data", size_threshold=0)
+    assert runtime_graph(path).weight_bytes == {"FLOAT": 4 * 64 * 64}
