@@ -31,6 +31,8 @@ WIDTH, HEADS, LAYERS, PATCH, SIDE = 64, 4, 4, 4, 16
 TOKENS = (SIDE // PATCH) ** 2 + 1
 PASSES = {"on": {}, "off": {"residual_bits": 8, "balance": False}}
 PRECISIONS = ("w8a8", "w4a8", "w4a4")
+LEARNED = ", learned"
+"""Rounding learned by gradients; else in closed form."""
 
 
 class Block(nn.Module):
@@ -102,9 +104,11 @@ def measure(model: Vit, precision: str, passes: str, seed: int, samples: int) ->
     logits = wanted
     if precision != "float":
         chosen = np.random.default_rng(seed).permutation(len(train_x))[:samples]
-        recipe = ptq.Recipe.preset(precision).replace(
-            seed=seed, strict=True, effort="fast", **PASSES[passes]
+        recipe = ptq.Recipe.preset(precision.removesuffix(LEARNED)).replace(
+            seed=seed, strict=True, **PASSES[passes]
         )
+        if not precision.endswith(LEARNED):
+            recipe = recipe.replace(effort="fast")
         result = ptq.quantize(
             model, [train_x[chosen].numpy()], recipe, example_inputs=(train_x[:2],)
         )
@@ -134,7 +138,8 @@ def main() -> None:
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     done = {(r["precision"], r["passes"], r["seed"]) for r in map(json.loads, lines)}
     cases = [(p, passes, s) for s in options.seeds for p in PRECISIONS for passes in PASSES]
-    for case in [("float", "", options.seeds[0]), *cases]:
+    learned = [(p + LEARNED, "on", s) for s in options.seeds for p in PRECISIONS if p != "w8a8"]
+    for case in [("float", "", options.seeds[0]), *cases, *learned]:
         if case not in done:
             record = measure(model, *case, options.samples)
             with options.out.open("a") as file:

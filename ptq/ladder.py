@@ -147,10 +147,12 @@ def held_out_batches(context: Context, size: int) -> Iterator[Batch]:
     shapes = [value.shape for value in context.model.graph.inputs]
     fixed = any(not shape or isinstance(shape[0], int) for shape in shapes)
     for batch in context.batches(size):
-        count = len(next(iter(batch.values())))
+        alike = len({x.shape[:1] for x in batch.values()}) == 1
+        count = len(next(iter(batch.values()))) if alike else 1  # beside a state: one, as it is
         rows = index[(index >= start) & (index < start + count)][:left] - start
-        if fixed and len(rows):
+        if len(rows) and (fixed or not alike):
             rows = np.arange(count)
-        if len(rows):
+            yield batch
+        elif len(rows):
             yield {name: x[rows] for name, x in batch.items()}
         start, left = start + count, left - len(rows)
