@@ -12,7 +12,7 @@ from ptq.calib_data.conform import conform, with_batch
 from ptq.calib_data.pixels import apply, is_pixels
 from ptq.calib_data.preprocess import Preprocess
 from ptq.calib_data.source import Source
-from ptq.calib_data.spec import Array, Batch, InputSpec, common_batch
+from ptq.calib_data.spec import Array, Batch, InputSpec, batch_rows, common_batch
 from ptq.errors import CalibrationError
 
 _LOG = logging.getLogger("ptq")
@@ -136,12 +136,6 @@ def choose(total: int | None, limit: int, seed: int) -> Array:
     if limit >= total:
         return np.arange(total)
     return np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))
-
-
-def batch_rows(batch: Batch) -> int | None:
-    """The common length of dimension 0, or None if the arrays do not share one."""
-    counts = {x.shape[0] if x.ndim else None for x in batch.values()}
-    return counts.pop() if len(counts) == 1 else None
 
 
 def rebatch(stream: Iterator[Batch], size: int) -> Iterator[Batch]:

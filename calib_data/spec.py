@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -63,6 +63,18 @@ def _spec(value: ir.Value) -> InputSpec:
         dtype=np.dtype(np.float32) if value.dtype is None else np.dtype(value.dtype.numpy()),
         shape=tuple(dim if isinstance(dim, int) else None for dim in dims),
     )
+
+
+def batch_rows(batch: Mapping[str, Array]) -> int | None:
+    """The common length of dimension 0, or None if the arrays do not share one."""
+    counts = {x.shape[0] if x.ndim else None for x in batch.values()}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def samples_in(batch: Mapping[str, Array], inputs: Sequence[InputSpec]) -> int:
+    """How many samples a batch holds: one that comes as it is where inputs share no batch."""
+    stackable, _ = common_batch(inputs)
+    return (batch_rows(batch) if stackable else None) or 1
 
 
 def common_batch(inputs: Sequence[InputSpec]) -> tuple[bool, int | None]:

@@ -85,7 +85,7 @@ def collect_squares(
             x = columns(unit, tapped[unit.inputs[0]], positions, generator)
             total, count = sums[unit.name]
             sums[unit.name] = total + np.square(x, dtype=np.float64).sum(1), count + x.shape[1]
-        seen += len(next(iter(batch.values())))
+        seen += context.samples_in(batch)
         if seen >= samples:
             break
     runner.close()

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from ptq.calib_data.spec import input_specs, samples_in
 from ptq.checkpoints import Checkpoints
 from ptq.execute.taps import graph_values
 from ptq.integer.layer_precision import weight_bits
@@ -78,7 +79,11 @@ class Context:
         """How many samples there are, by a pass over them if that is not known."""
         if self.samples is not None:
             return self.samples
-        return sum(len(next(iter(batch.values()))) for batch in self.batches(LARGEST_BATCH))
+        return sum(map(self.samples_in, self.batches(LARGEST_BATCH)))
+
+    def samples_in(self, batch: Batch) -> int:
+        """How many samples a batch holds."""
+        return samples_in(batch, input_specs(self.model))
 
     def held_out(self) -> npt.NDArray[np.intp]:
         """Samples that nothing is learned on, in order.

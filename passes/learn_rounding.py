@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ptq.calib_data.spec import common_batch, input_specs
 from ptq.integer.blocks import Block, find_blocks, whole_network
 from ptq.passes.context import Context
 from ptq.plan import Plan
@@ -112,6 +113,8 @@ def _obstacle(context: Context) -> str | None:
     """Why nothing can be learned, or None."""
     from ptq.execute.differentiable import unsupported
 
+    if not common_batch(input_specs(context.model))[0]:
+        return "the inputs share no batch axis, so that samples cannot be put together"
     if context.count() < 2:
         return "it needs two samples at least"
     if not context.outline.weighted:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ptq.calib_data.spec import common_batch, input_specs
 from ptq.distances import Distances, distances, is_nearer, is_scores
 from ptq.execute.float import FloatRunner
 from ptq.integer.lower import lower
@@ -144,13 +145,11 @@ def held_out_batches(context: Context, size: int) -> Iterator[Batch]:
     A model whose batch size is fixed takes the whole batches that they are in.
     """
     index, start, left = context.held_out(), 0, MOST_SAMPLES
-    shapes = [value.shape for value in context.model.graph.inputs]
-    fixed = any(not shape or isinstance(shape[0], int) for shape in shapes)
+    stackable, fixed = common_batch(input_specs(context.model))
     for batch in context.batches(size):
-        alike = len({x.shape[:1] for x in batch.values()}) == 1
-        count = len(next(iter(batch.values()))) if alike else 1  # beside a state: one, as it is
+        count = context.samples_in(batch)
         rows = index[(index >= start) & (index < start + count)][:left] - start
-        if len(rows) and (fixed or not alike):
+        if len(rows) and (fixed or not stackable):
             rows = np.arange(count)
             yield batch
         elif len(rows):

@@ -21,6 +21,7 @@ from ptq.calib_data import (
     lint,
     open_calibration,
 )
+from ptq.calib_data.spec import samples_in
 from ptq.checkpoints import Checkpoints, run_key
 from ptq.execute.float import FloatRunner
 from ptq.execute.trial import try_in_child
@@ -165,7 +166,7 @@ class _Counted:
         """Batches of one pass over the samples."""
         seen = 0
         for batch in self.calibration.batches(size):
-            seen += len(next(iter(batch.values())))
+            seen += samples_in(batch, self.calibration.inputs)
             self.samples = max(self.samples, seen)
             yield batch
 

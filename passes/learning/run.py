@@ -185,7 +185,7 @@ class Run:
     def _read_samples(self) -> None:
         start = 0
         for batch in self.context.batches(PART):
-            index = np.arange(start, start + len(next(iter(batch.values()))))
+            index = np.arange(start, start + self.context.samples_in(batch))
             self.given.write(index, batch)
             self.targets.exact.write(index, batch)
             start += len(index)

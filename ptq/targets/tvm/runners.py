@@ -7,7 +7,7 @@ has the usual tiles where the module has some that were found by trial.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,16 +53,23 @@ class Tapped:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Codes by name; one call at a time, because the arena holds one call's."""
-        step = self.module.samples
-        total = len(next(iter(feeds.values())))
         parts: dict[str, list[Array]] = {name: [] for name in self.views}
         arena = np.asarray(self.module.arena)
-        for start in range(0, total, step):
-            self.module.run({name: x[start : start + step] for name, x in feeds.items()})
+        for index, call in enumerate(self._calls(feeds)):
+            self.module.run(call)
             for name, view in self.views.items():
-                if start == 0 or not view.shared:
+                if index == 0 or not view.shared:
                     parts[name].append(view.read(arena))
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+    def _calls(self, feeds: Mapping[str, Array]) -> Iterator[Mapping[str, Array]]:
+        """A batch of any size in calls; one of a fixed size is one, states beside it and all."""
+        if not self.module.dynamic_batch:
+            yield feeds
+            return
+        step = self.module.samples
+        for start in range(0, len(feeds[self.module.inputs[0].name]), step):
+            yield {name: x[start : start + step] for name, x in feeds.items()}
 
 
 def tapped_twin(program: Program, module: runtime.Module, threads: int = 1) -> Tapped:
