@@ -13,6 +13,7 @@ import onnx_ir.passes.common as common
 from ptq.errors import UnsupportedModelError
 from ptq.finite import check_finite
 from ptq.passes.divide_by_multiplying import divide_by_multiplying
+from ptq.passes.drop_empty import drop_empty
 from ptq.passes.expand_conv_transpose import expand_conv_transpose
 from ptq.passes.fix_reshape import fix_reshape
 from ptq.passes.fix_resize import fix_resize
@@ -36,6 +37,7 @@ from ptq.sandbox import Limits
 REWRITES: tuple[Rewrite, ...] = (
     remove_identity,
     fold_constants,
+    drop_empty,
     fix_reshape,
     fix_resize,
     write_pads,

@@ -1,4 +1,5 @@
-"""Remove what computes nothing at inference: Identity, Dropout, and nodes that nobody reads.
+"""Remove what computes nothing at inference: Identity, Dropout, a Concat of one operand, and nodes
+that nobody reads.
 
 Left alone: an Identity between a graph input and a graph output (both names must stay), Dropout in
 training mode or with its mask in use.
@@ -22,7 +23,7 @@ def remove_identity(graph: ir.Graph) -> int:
 
 
 def _computes_nothing(node: ir.Node) -> bool:
-    if is_op(node, "Identity"):
+    if is_op(node, "Identity") or (is_op(node, "Concat") and len(node.inputs) == 1):
         return True
     if not is_op(node, "Dropout"):
         return False
