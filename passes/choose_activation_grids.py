@@ -15,6 +15,7 @@ from ptq.integer.claims import constant
 from ptq.integer.units import Outline, Site
 from ptq.levels import FAMILIES
 from ptq.passes.context import Context
+from ptq.passes.lost_levels import warn_of_lost_levels
 from ptq.plan import ActivationPlan, Plan
 from ptq.ranges import choose_range
 
@@ -61,7 +62,10 @@ class ChooseActivationGrids:
                 chosen[site.name] = unequal_grid(histogram, how, site, family)
             else:
                 chosen[site.name] = affine_grid(*_range(site, histogram, how), site)
-        return plan.with_activations(_lend_concat_grids(outline, chosen))
+        chosen = _lend_concat_grids(outline, chosen)
+        outputs = [str(value.name) for value in context.model.graph.outputs]
+        warn_of_lost_levels(outline, outputs, chosen, histograms)
+        return plan.with_activations(chosen)
 
 
 def _whole_ranges(outline: Outline) -> set[str]:

@@ -1,5 +1,7 @@
 """Results that a Concat joins keep grids of their own: it is done when they are floats again."""
 
+import logging
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
@@ -56,3 +58,12 @@ def test_a_concat_that_a_layer_reads_stays_integer() -> None:
     z = b.node("Conv", [y, b.weight(4, 6, 1, 1)])
     both = b.model({"x": (3, 4, 4)}, {z: (4, 4, 4), y: (6, 4, 4)})
     assert "concat" in kinds(prepare(ir.from_proto(both)), Recipe())
+
+
+@pytest.mark.parametrize("io", ["float", "int8"])
+def test_scores_that_lose_their_levels_are_named(io: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        quantize(detector(), [{"x": images(16)}], Recipe(effort="fast", io=io))
+    warned = [r.message for r in caplog.records if "with one grid for all" in r.message]
+    assert len(warned) == (2 if io == "int8" else 0)  # one for each scale
+    assert all("levels" in message and "--io float" in message for message in warned)
