@@ -1,8 +1,8 @@
 """Say which operands of a joined result have hardly any of its levels.
 
-A detector that joins boxes of hundreds of pixels and scores below one gives codes of one grid, whose
-step is larger than any score. Only codes at the boundary have the problem: floats are joined after
-each operand's own grid.
+A detector that joins boxes of hundreds of pixels and scores below one gives codes of one grid,
+whose step is larger than any score. Only codes at the boundary have the problem: floats are joined
+after each operand's own grid.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def warn_of_lost_levels(
 def _spans(
     outline: Outline, names: Iterable[str], histograms: Mapping[str, Histogram]
 ) -> Iterator[tuple[str, float]]:
-    """Width of the range of each tensor, with zero; softmaxes, which none is collected of, have 1."""
+    """Width of the range of each tensor, with zero; 1 of softmaxes, which have no histogram."""
     for name in names:
         site = outline.sites[outline.site(name)]
         histogram = histograms.get(site.name)

@@ -140,12 +140,3 @@ def test_a_perfect_output_can_only_be_left() -> None:
 def test_enough_samples_are_held_out_to_judge(context: Context, samples: int, held: int) -> None:
     found = replace(context, samples=samples).held_out()
     assert len(found) == held == len(set(found))
-
-
-def test_a_state_beside_the_input_is_taken_whole(context: Context) -> None:
-    """[2, 1, 4] beside [1, 8]: two layers of a state, not two samples."""
-    given = [{"x": np.full((1, 8), i), "state": np.full((2, 1, 4), i)} for i in range(8)]
-    streaming = replace(context, batches=lambda size: iter(given), samples=8)
-    found = list(held_out_batches(streaming, 1))
-    assert [int(b["x"][0, 0]) for b in found] == list(streaming.held_out())
-    assert {b["state"].shape for b in found} == {(2, 1, 4)}

@@ -14,7 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 import ptq
 from ptq import runtime
 from ptq.calib_data.spec import input_specs, samples_in
+from ptq.integer.outline import outline
+from ptq.ladder import held_out_batches
 from ptq.model import load
+from ptq.passes.context import Context
+from ptq.passes.prepare import prepare
 
 Array = np.ndarray[Any, Any]
 STEPS = 24
@@ -75,6 +79,15 @@ def quantized(
 
 def test_layers_of_a_state_are_not_samples(streaming: Path, steps: list[dict[str, Array]]) -> None:
     assert samples_in(steps[0], input_specs(load(streaming))) == 1
+
+
+def test_a_held_out_state_is_taken_whole(streaming: Path, steps: list[dict[str, Array]]) -> None:
+    graph, recipe = prepare(load(streaming)), ptq.Recipe()
+    context = Context(graph, outline(graph, recipe), recipe, lambda size: iter(steps))
+    found = list(held_out_batches(context, 1))
+    held = context.held_out()
+    assert len(held) == len(found) < STEPS
+    assert all(batch is steps[index] for batch, index in zip(found, held, strict=True))
 
 
 def test_what_cannot_be_put_together_is_not_learned(
