@@ -23,6 +23,7 @@ from ptq.passes.fold_constants import fold_constants
 from ptq.passes.fuse_gemm import fuse_gemm
 from ptq.passes.mask_average_pool import mask_average_pool
 from ptq.passes.merge_pads import merge_pads
+from ptq.passes.merge_transposes import merge_transposes
 from ptq.passes.remove_identity import remove_identity
 from ptq.passes.rewriting import Rewrite, remove_unused
 from ptq.passes.simplify import FIRST_IR_VERSION, infer_shapes, simplify
@@ -42,6 +43,7 @@ REWRITES: tuple[Rewrite, ...] = (
     fix_resize,
     write_pads,
     merge_pads,
+    merge_transposes,
     fuse_gemm,
     fold_batch_norm,
     fold_channel_scale,
