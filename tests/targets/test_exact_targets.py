@@ -179,6 +179,16 @@ def test_lookup(axis, target, rng, program_of, grid_of, mismatches):
 
 
 @EXACT
+def test_lookup_of_equal_channels(target, rng, program_of, grid_of, mismatches):
+    shape, plans = (2, 5, 6), {"x": grid_of(0.04, 101), "y": grid_of(0.02, 100)}
+    table = rng.integers(0, 256, (3, 256)).astype(np.uint8)[[0, 1, 0, 2, 1, 0]]
+    program = program_of({"x": ("N", 5, 6)}, (Lookup("lookup", "x", "y", table, -1),), plans)
+    assert mismatches(program, target, {"x": rng.integers(0, 256, shape).astype(np.uint8)}) == 0
+    model = TARGETS[target](program, io="float")
+    assert max(v.const_value.size for v in model.graph.initializers.values()) == 3 * 256
+
+
+@EXACT
 @settings(max_examples=40, deadline=None)
 @given(
     alpha=st.sampled_from([0.0, 0.01, 0.1, 0.2, 0.3, 1.0, -0.5]),
