@@ -67,7 +67,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """y = the largest code of each window; places outside the input never win.
+    """y = the largest (or smallest) code of each window; places outside the input never win.
 
     x, y: [n, channels, *spatial].
     """
@@ -78,6 +78,7 @@ class MaxPool:
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     pads_before: tuple[int, ...]
+    smallest: bool = False
 
     def parameters(self) -> tuple[Parameter, ...]:
         """x and y uint8."""
@@ -90,7 +91,7 @@ class MaxPool:
         with on.nest(extents, int(np.prod(self.kernel))) as variables:
             at = dict(zip(order, variables, strict=True))
             n, c, *where = (at[axis] for axis in range(len(order)))
-            best = variable(on, "uint8", 0)
+            best = variable(on, "uint8", self._worst)
             with serial(self.kernel) as offsets:
                 places = [
                     p * s + k * d - b
@@ -102,12 +103,14 @@ class MaxPool:
                 inside = [test for p, size in sizes for test in (p >= 0, p < size)]
                 with T.If(tirx.all(*inside)), T.Then():
                     code = x[self.x.at([n, c, *places])]
-                    T.buffer_store(best, T.max(best[0], code), [0])
+                    better = (T.min if self.smallest else T.max)(best[0], code)
+                    T.buffer_store(best, better, [0])
             T.buffer_store(y, best[0], [self.y.at([n, c, *where])])
 
     def oracle(self, x: Array) -> Array:
         """Window by window."""
-        codes, out = self.x.read(x), np.zeros(self.y.shape, np.uint8)
+        codes, out = self.x.read(x), np.full(self.y.shape, self._worst, np.uint8)
+        better = np.minimum if self.smallest else np.maximum
         for place in np.ndindex(*self.y.shape[2:]):
             for offset in np.ndindex(*self.kernel):
                 at = [
@@ -118,5 +121,9 @@ class MaxPool:
                 ]
                 if all(0 <= i < size for i, size in zip(at, codes.shape[2:], strict=True)):
                     window = out[(slice(None), slice(None), *place)]
-                    np.maximum(window, codes[(slice(None), slice(None), *at)], out=window)
+                    better(window, codes[(slice(None), slice(None), *at)], out=window)
         return out
+
+    @property
+    def _worst(self) -> int:
+        return 255 if self.smallest else 0

@@ -115,20 +115,46 @@ def _inferred(model: onnx.ModelProto, *, data_prop: bool) -> onnx.ModelProto:
     another one. So: infer, correct their outputs, forget the rest, infer again, until nothing is
     corrected.
     """
-    declared = {info.name: info for info in model.graph.value_info}
-    # Nobody can infer the shapes of a custom operator, so what the exporter declared is kept.
-    custom = [node for node in model.graph.node if node.domain not in _STANDARD]
-    outputs = {name for node in custom for name in node.output}
-    corrected = {name: info for name, info in declared.items() if name in outputs}
+    declared = {info.name: info for info in model.graph.value_info if _has_shape(info)}
+    corrected: dict[str, onnx.ValueInfoProto] = {}
     for _ in range(_NAMING_ROUNDS):
         del model.graph.value_info[:]
         model.graph.value_info.extend(corrected.values())
         model = onnx.shape_inference.infer_shapes(model, data_prop=data_prop)
-        found = _corrections(model.graph, corrected)
+        found = _corrections(model.graph, corrected) | _not_inferred(model.graph, declared)
         if not found:
             break
         corrected.update(found)
     return model
+
+
+def _has_shape(info: onnx.ValueInfoProto) -> bool:
+    return bool(info.type.tensor_type.HasField("shape"))
+
+
+def _not_inferred(
+    graph: onnx.GraphProto, declared: dict[str, onnx.ValueInfoProto]
+) -> dict[str, onnx.ValueInfoProto]:
+    """What the exporter declared of the results of operators whose shapes onnx does not infer.
+
+    Nobody can infer those of a custom operator, and onnx has no rule for some of its own.
+    """
+    known = {info.name for info in (*graph.input, *graph.value_info) if _has_shape(info)}
+    known |= {tensor.name for tensor in graph.initializer} | {value.name for value in graph.output}
+    missing = [
+        (node, [n for n in node.output if n not in known and n in declared]) for node in graph.node
+    ]
+    without_rule = {
+        (node.domain, node.op_type)
+        for node, names in missing
+        if names and all(name in known for name in node.input if name)
+    }
+    return {
+        name: declared[name]
+        for node, names in missing
+        if (node.domain, node.op_type) in without_rule
+        for name in names
+    }
 
 
 def _corrections(

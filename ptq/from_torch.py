@@ -7,6 +7,7 @@ Nodes are called after the modules they came from ("layers.0.fc1"), so that repo
 from __future__ import annotations
 
 import ast
+import inspect
 import logging
 import warnings
 from collections import Counter
@@ -115,10 +116,11 @@ def _exported(source: Any, example_inputs: Any, dynamic_shapes: Any) -> Exported
     args, kwargs = _distinct(_arguments(example_inputs))
     if dynamic_shapes is None:
         args, kwargs = _two_samples(args), _two_samples(kwargs)
-        free = {"args": _first_free(args), "kwargs": _first_free(kwargs)}
-        dynamic_shapes = {**free["kwargs"]} if kwargs and not args else free["args"]
     with _evaluating(source):
         try:
+            if dynamic_shapes is None:
+                bound = inspect.signature(source.forward).bind(*args, **kwargs)
+                dynamic_shapes = _first_free(dict(bound.arguments))
             return torch.export.export(source, args, kwargs, dynamic_shapes=dynamic_shapes)
         except Exception as error:  # dynamo, fx and the module itself raise what they like
             raise UnsupportedModelError(

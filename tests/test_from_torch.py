@@ -124,6 +124,19 @@ def test_keyword_arguments_and_a_module_in_training_mode() -> None:
     assert module.drop.training
 
 
+class Spread(nn.Module):
+    """Takes what it is given under no name of its own."""
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return torch.relu(sum(args))
+
+
+def test_arguments_without_parameters_of_their_own() -> None:
+    model = ptq.load(Spread(), example_inputs=(torch.randn(2, 3), torch.randn(2, 3)))
+    assert len(model.graph.inputs) == 2
+    assert all(isinstance(x.shape[0], ir.SymbolicDim) for x in model.graph.inputs)
+
+
 def test_one_example_tensor_for_two_inputs_leaves_two_inputs() -> None:
     class Difference(nn.Module):
         def forward(self, left: Tensor, right: Tensor) -> Tensor:

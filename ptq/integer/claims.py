@@ -212,8 +212,13 @@ def _mean(node: ir.Node) -> Claim:
     return "mean"
 
 
+def _extreme(node: ir.Node) -> Claim:
+    """Codes are ordered like their values, so the largest code is that of the largest value."""
+    return "move" if reduced_axes(node) else Refusal("its axes are not constant, or none")
+
+
 def reduced_axes(node: ir.Node) -> tuple[int, ...] | None:
-    """Non-negative reduced axes of a mean or sum; all spatial axes for pooling."""
+    """Non-negative reduced axes of a mean, a sum or an extreme; all spatial axes for pooling."""
     size = rank(node.inputs[0])
     if size is None:
         return None
@@ -354,6 +359,8 @@ RULES: dict[str, Rule] = {
     "AveragePool": _average_pool,
     "MaxPool": _maxpool,
     "GlobalMaxPool": _always("move"),
+    "ReduceMax": _extreme,
+    "ReduceMin": _extreme,
     "Softmax": _softmax,
     "Resize": _resize,
     "Pad": _pad,

@@ -1,7 +1,7 @@
 """What Apply steps compute: data movement on codes, shape arithmetic, and float islands.
 
-Movement and shapes run in ONNX's own reference evaluator; pooling and resizing, which are slow
-there, in numpy; float islands in onnxruntime, because they are float wherever they run.
+Movement and shapes run in ONNX's own reference evaluator, and what is slow or wrong there in numpy;
+float islands in onnxruntime, because they are float wherever they run.
 """
 
 from __future__ import annotations
@@ -183,4 +183,14 @@ def _resize(step: Apply, operands: Sequence[Array | None], opset: int) -> list[A
     return [x]
 
 
-FAST = {"MaxPool": _max_pool, "Resize": _resize}
+def _gather_elements(step: Apply, operands: Sequence[Array | None], opset: int) -> list[Array]:
+    """Elements along one axis; ONNX's own evaluator is wrong for axes of more than 32."""
+    x, index = operands
+    assert x is not None
+    assert index is not None
+    axis = _attributes(step).get("axis", 0) % x.ndim
+    part = tuple(slice(None if a == axis else n) for a, n in enumerate(index.shape))
+    return [np.take_along_axis(x[part], index, axis)]
+
+
+FAST = {"MaxPool": _max_pool, "Resize": _resize, "GatherElements": _gather_elements}

@@ -74,6 +74,10 @@ KERNELS: dict[str, Any] = {
     "max_pool": reduction.MaxPool(
         view_of((2, 3, 7, 6), True), view_of((2, 3, 4, 3), True), (3, 2), (2, 2), (1, 2), (1, 1)
     ),
+    "min_pool": reduction.MaxPool(
+        view_of((2, 3, 7, 6), True), view_of((2, 3, 4, 3), True), (3, 2), (2, 2), (1, 2), (1, 1),
+        smallest=True,
+    ),
     "copy": movement.Copy(View((3, 4), (1, 3)), View((3, 4), (8, 2), 5)),
     "widen": movement.Widen(View((3, 4), (1, 3)), View((3, 4), (8, 2), 5), 200),
     "fill": movement.Fill(View((3, 4), (8, 2), 5), 17),

@@ -194,6 +194,22 @@ def test_declared_shapes_of_custom_operators_are_kept() -> None:
     assert [str(size) for size in prepared.graph.outputs[0].shape] == ["N", "7"]
 
 
+def test_declared_shapes_are_kept_where_onnx_has_no_rule() -> None:
+    """More of them than rounds of inference."""
+    group = "GroupNormalization<num_groups = 2>"
+    names = [f"h{i}" for i in range(12)]
+    chain = "".join(
+        f"{y} = {group}({x}, s, b) " for x, y in zip(["x", *names], names, strict=False)
+    )
+    declared = ", ".join(f"float[N, 4, 3] {name}" for name in names)
+    model = graph(
+        f"(float[N, 4, 3] x) => (float[N, 4, 3] y) <{declared}>{{ {chain} y = Relu({names[-1]}) }}",
+        {"s": draw(4), "b": draw(4)},
+    )
+    found = {v.name: v.shape for node in prepare(model).graph for v in node.outputs}
+    assert all(found[name] is not None for name in names)
+
+
 def test_initializers_that_are_inputs_become_constants() -> None:
     model = graph(
         "(float[N, 4] x) => (float[N, 4] y) { y = MatMul(x, w) }", {"w": draw(4, 4)}, opset=8

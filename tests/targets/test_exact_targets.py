@@ -261,16 +261,20 @@ def test_masked_softmax(target, rng, program_of, grid_of, mismatches):
     assert mismatches(program, target, {"x": codes}) == 0
 
 
+GATHERED = np.random.default_rng(0).integers(-6, 6, (2, 6, 5, 40))
 # what moves codes: op_type -> (constant operands, attributes, number of outputs)
 MOVES = {
     "Reshape": ({"s": np.array([0, -1])}, {}, 1),
     "Transpose": ({}, {"perm": [0, 2, 3, 1]}, 1),
     "MaxPool": ({}, {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "strides": [2, 1]}, 1),
+    "ReduceMax": ({"axes": np.array([-1, 1])}, {"keepdims": 0}, 1),
+    "ReduceMin": ({"axes": np.array([1])}, {}, 1),
     "Pad": ({"p": np.array([0, 0, 1, 2, 0, 0, 0, 1]), "v": np.array(101, np.uint8)}, {}, 1),
     "Clip": ({"l": np.array(9, np.uint8), "h": np.array(99, np.uint8)}, {}, 1),
     "Resize": ({"r": None, "s": np.array([1, 1, 2, 3], np.float32)}, {"mode": "nearest"}, 1),
     "Split": ({}, {"axis": 1, "num_outputs": 2}, 2),
     "Slice": ({"a": np.array([1]), "b": np.array([5]), "c": np.array([2])}, {}, 1),
+    "GatherElements": ({"i": GATHERED}, {"axis": -1}, 1),
     "ReverseSequence": ({"n": np.array([4, 2])}, {"time_axis": 1, "batch_axis": 0}, 1),
 }
 

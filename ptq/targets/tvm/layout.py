@@ -8,7 +8,9 @@ from __future__ import annotations
 from ptq.integer.program import Add, Apply, Convolve, Lookup, Mean, Multiply, Program, Step
 from ptq.kernels.view import View
 
-KEEPS_LAYOUT = frozenset({"MaxPool", "ReduceMax", "Resize", "Pad", "Concat", "Slice", "Split"})
+KEEPS_LAYOUT = frozenset(
+    {"MaxPool", "ReduceMax", "ReduceMin", "Resize", "Pad", "Concat", "Slice", "Split"}
+)
 
 
 def channels_last(program: Program, ranks: dict[str, int]) -> frozenset[str]:

@@ -70,23 +70,38 @@ def _max_pool(state: Lowering, step: Apply) -> None:
     state.call(step.name, kernel, state.codes(name), state.codes(step.outputs[0].name))
 
 
-def _reduce_max(state: Lowering, step: Apply) -> None:
-    """Global pooling: a window as large as the image."""
+def _reduce(state: Lowering, step: Apply) -> None:
+    """An extreme along some axes: a window as large as they are, and of one in the others."""
     name = _first(step).name
     x, y = state.view(name), state.view(step.outputs[0].name)
-    window = x.shape[2:]
+    axes = _reduced(state, step, len(x.shape))
+    kept = [axis for axis in range(len(x.shape)) if axis not in axes]
+    left = [a for a in range(len(y.shape)) if len(y.shape) < len(x.shape) or a not in axes]
+    x, y = _ordered(x, [*kept, *axes], len(kept)), _ordered(y, left, len(left), len(axes))
+    window = tuple(n if i >= max(len(kept), 2) else 1 for i, n in enumerate(x.shape))[2:]
     ones, zeros = (1,) * len(window), (0,) * len(window)
-    kernel = MaxPool(x, _with_axes_of(y, x), window, ones, ones, zeros)
+    kernel = MaxPool(x, y, window, ones, ones, zeros, smallest=step.op_type == "ReduceMin")
     state.call(step.name, kernel, state.codes(name), state.codes(step.outputs[0].name))
 
 
-def _with_axes_of(y: View, x: View) -> View:
-    """y [n, channels] or [n, channels, 1, ...] with as many axes as x."""
-    missing = len(x.shape) - 2
-    return View((*y.shape[:2], *[1] * missing), (*y.strides[:2], *[1] * missing), y.offset)
+def _reduced(state: Lowering, step: Apply, rank: int) -> list[int]:
+    """The axes that go."""
+    given = step.inputs[1] if len(step.inputs) > 1 else None
+    axes = range(rank) if given is None else state.raw(given.name).reshape(-1)
+    return sorted(int(axis) % rank for axis in axes)
 
 
-POOLS = {"MaxPool": _max_pool, "ReduceMax": _reduce_max}
+def _ordered(view: View, axes: list[int], kept: int, ones: int = 0) -> View:
+    """The view's axes in this order: two at least that are kept come first, `ones` of one last."""
+    missing = max(2 - kept, 0)
+    shape = [view.shape[axis] for axis in axes]
+    strides = [view.strides[axis] for axis in axes]
+    return View(
+        (*[1] * missing, *shape, *[1] * ones), (*[0] * missing, *strides, *[0] * ones), view.offset
+    )
+
+
+POOLS = {"MaxPool": _max_pool, "ReduceMax": _reduce, "ReduceMin": _reduce}
 
 
 def _first(step: Apply) -> Ref:

@@ -34,7 +34,7 @@ MOVEMENTS = frozenset({*MOVES, "Concat", "Gather", "Pad", "Resize"})
 WITH_KERNELS = (
     Quantize, Dequantize, Convolve, Gemm, MatMul, Add, Multiply, Lookup, Mean, Softmax, Normalize,
 )  # fmt: skip
-POOLS = frozenset({"MaxPool", "ReduceMax"})
+POOLS = frozenset({"MaxPool", "ReduceMax", "ReduceMin"})
 READERS_OF_16_BITS = (Add, Normalize, Dequantize, Apply)
 SHOWN = 5
 
