@@ -26,6 +26,7 @@ from ptq.passes.merge_pads import merge_pads
 from ptq.passes.merge_transposes import merge_transposes
 from ptq.passes.remove_identity import remove_identity
 from ptq.passes.rewriting import Rewrite, remove_unused
+from ptq.passes.set_input_shapes import InputShapes, set_input_shapes
 from ptq.passes.simplify import FIRST_IR_VERSION, infer_shapes, simplify
 from ptq.passes.simplify_child import TARGET_OPSET
 from ptq.passes.sink_scalars import sink_scalars
@@ -59,18 +60,25 @@ REWRITES: tuple[Rewrite, ...] = (
 
 _ROUNDS = 8
 
+NO_SHAPES: InputShapes = {}
 
-def prepare(model: ir.Model, limits: Limits | None = None) -> ir.Model:
+
+def prepare(
+    model: ir.Model, limits: Limits | None = None, *, input_shapes: InputShapes = NO_SHAPES
+) -> ir.Model:
     """A prepared copy of `model`; the model itself is not touched.
 
-    `limits` bounds each child process (simplifier, shape inference).
+    `limits` bounds each child process (simplifier, shape inference). `input_shapes`: sizes of
+    inputs that the model leaves open.
 
     Raises:
+        UsageError: input shapes that do not fit the model.
         InvalidModelError: NaN in a constant, Inf in a weight, or an operator used wrongly.
         UnsupportedModelError: the functions cannot be inlined, or opset 21 is out of reach.
     """
     check_finite(model)
     prepared = _own_copy(model)
+    set_input_shapes(prepared.graph, input_shapes)
     _inline(prepared)
     _lift_constants(prepared)
     prepared = simplify(prepared, limits)

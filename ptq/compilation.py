@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ptq.errors import RecipeError, UnsupportedModelError
 from ptq.model import load
+from ptq.passes.set_input_shapes import InputShapes, set_input_shapes
 from ptq.recipe import Recipe
 from ptq.report import artifact
 from ptq.report.artifact import Library
@@ -80,13 +81,18 @@ def check_target(target: str, recipe: Recipe) -> Recipe:
     return recipe.replace(strict=True)
 
 
-def check_sizes(model: Path, sizes: Mapping[str, int]) -> None:
+def check_sizes(model: Path, sizes: Mapping[str, int], shapes: InputShapes) -> None:
     """Refuse before calibration what could not be compiled after it, for want of a size.
+
+    sizes: of named axes. shapes: of whole inputs.
 
     Raises:
         UnsupportedModelError: an input has a named axis behind the first, whose size is not given.
+        UsageError: the shapes do not fit the model.
     """
-    for value in load(model).graph.inputs:
+    graph = load(model).graph
+    set_input_shapes(graph, shapes)
+    for value in graph.inputs:
         free = [d.value for d in list(value.shape or ())[1:] if not isinstance(d, int)]
         missing = [name for name in free if name not in sizes]
         if missing:

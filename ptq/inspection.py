@@ -92,7 +92,7 @@ def inspect_file(path: Path, recipe: Recipe | None = None) -> Inspection:
         rows, islands = layers(program), program_islands(program)
         certificates = summarise(program.certificates)
     else:
-        kind, sketch = "float", outline(prepare(model), recipe)
+        kind, sketch = "float", outline(prepare(model, input_shapes=recipe.input_shapes), recipe)
         islands = island_rows(sketch)
         rows = tuple(
             Layer(

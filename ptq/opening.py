@@ -78,7 +78,7 @@ def begin(
     """Prepare the model, decide what becomes integer, open the samples."""
     report = progress or _silent
     report(Progress("prepare", 0, None))
-    float_model = prepare(model)
+    float_model = prepare(model, input_shapes=recipe.input_shapes)
     sketch = outline(float_model, recipe)
     specs = input_specs(float_model)
     if preprocess is None and isinstance(calib, str | Path):

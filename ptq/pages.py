@@ -68,7 +68,8 @@ def make_page(
     load(model)  # checked before anything else reads it
     manifest, program = load_manifest(model), load_program(model).program
     source = options.float_path or float_source(model, manifest)
-    float_model = None if source is None else prepare(load(source))
+    shapes = manifest.recipe.input_shapes
+    float_model = None if source is None else prepare(load(source), input_shapes=shapes)
     subject = Subject(load(model), program, code_names(program, manifest.recipe.io), float_model)
     measured = _measured(subject, manifest, options.samples, show)
     report = manifest.report

@@ -33,6 +33,7 @@ WEIGHTS_ONLY: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "target": (("onnx",), "weights alone are written as onnxruntime's MatMulNBits"),
     "grid": (("uniform",), "MatMulNBits has equally spaced levels"),
     "io": (("float",), "everything but weights stays float"),
+    "input_shapes": (({},), "weights alone are the same for any size of an input"),
     "weight_bits": ((2, 3, 4, 8), "onnxruntime multiplies with these"),
 }
 """What recipes of weights only must have, and why."""
@@ -86,6 +87,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     descent: coordinate descent and refitted scales after it.
     match_float: a layer aims at what the float network has there, not at its own float product.
     compute: 'float', or 'int8': products round their input to 8 bits as it comes, block by block.
+    input_shapes: input -> sizes that the model leaves open and the deployed one will have; None
+        leaves one open.
     io: 'float' quantises and dequantises at the boundary, 'integer' exposes codes there.
     cpu: 'any' keeps 8-bit weights in the range where no x86 CPU's arithmetic saturates; 'vnni' uses
         all of it, and is exact as int8 only on CPUs with VNNI (and on Arm).
@@ -116,6 +119,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     descent: bool = True
     match_float: bool = True
     compute: Literal["float", "int8"] = "float"
+    input_shapes: dict[str, tuple[Annotated[int, msgspec.Meta(ge=1)] | None, ...]] = {}
     io: Literal["float", "integer"] = "float"
     cpu: Cpu = "any"
     target: Target = "onnx"

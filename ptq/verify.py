@@ -132,4 +132,4 @@ def _float_model(model: Path, manifest: Manifest, options: VerifyOptions) -> ir.
             model,
         )
         return None
-    return prepare(load(path))
+    return prepare(load(path), input_shapes=manifest.recipe.input_shapes)

@@ -198,7 +198,7 @@ def _quantize_to(out: Path, options: _Quantize, recipe: Recipe) -> Report:
         )
     if compiled is not None:
         recipe = check_target(compiled, recipe)
-        check_sizes(options.model, sizes)
+        check_sizes(options.model, sizes, recipe.input_shapes)
     with progress(quiet=options.quiet) as show, kept_if_interrupted(out) as work:
         if options.evaluation is not None:
             check_evaluation(options.model, options.evaluation, preprocess)

@@ -72,7 +72,7 @@ def debug_file(model: Path, options: DebugOptions, show: Show | None = None) -> 
     if source is None:
         raise UsageError(f"{model}: its float model is not where it was, or has changed: --float")
     samples = replace(options.samples, preprocess=options.samples.preprocess or manifest.preprocess)
-    float_model = prepare(load(source))
+    float_model = prepare(load(source), input_shapes=manifest.recipe.input_shapes)
     sketch = outline(float_model, manifest.recipe)
     batches = [b for b, _ in replace(samples, evaluation=None).batches(input_specs(float_model))]
     names = code_names(saved.program, manifest.recipe.io)

@@ -208,7 +208,7 @@ def _mean(node: ir.Node) -> Claim:
     if not axes:
         return Refusal("it reduces nothing")
     if any(static_dim(source, a) is None for a in axes):
-        return Refusal("the size of a reduced axis is not static: export with a fixed size")
+        return Refusal("the size of a reduced axis is not static: give --input-shape")
     return "mean"
 
 
@@ -246,7 +246,7 @@ def _softmax(node: ir.Node) -> Claim:
 
 def _resize(node: ir.Node) -> Claim:
     if text(node, "mode", "nearest") != "nearest":
-        return Refusal("interpolating resize needs a static spatial size to become a MatMul")
+        return Refusal("an interpolating resize needs static sizes: give --input-shape")
     return "move"
 
 

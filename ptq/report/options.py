@@ -115,6 +115,14 @@ RECIPE = (
         type=FILE,
         help="Pattern -> w4a8, w8, a4 or float for single layers, in TOML or JSON.",
     ),
+    click.option(
+        "--input-shape",
+        "input_shapes",
+        multiple=True,
+        metavar="NAME=SIZES",
+        help="Sizes that the model leaves open, such as x=?,3,48,192; ? leaves one open. With "
+        "several inputs repeated.",
+    ),
     click.option("--recipe", "recipe_path", type=FILE, help="A recipe in TOML or JSON."),
     click.option(
         "--include", multiple=True, metavar="P", help="Quantise only nodes or ops like P."
@@ -146,6 +154,7 @@ class Choices(Common):
     group_size: int | None
     compute: str | None
     precision_map: Path | None
+    input_shapes: tuple[str, ...]
     recipe_path: Path | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
@@ -169,6 +178,7 @@ class Choices(Common):
         own = ("edge_bits", "residual_bits", "balance", "group_size", "compute")
         given |= {name: getattr(self, name) for name in own}
         given["precision_map"] = self.precision_map and load_map(self.precision_map)
+        given["input_shapes"] = input_shapes_of(self.input_shapes) or None
         changes = {name: value for name, value in given.items() if value is not None}
         for name in ("include", "exclude", "strict"):
             if getattr(self, name):
@@ -197,6 +207,25 @@ def numbers(kind: type[T]) -> Callable[[click.Context, click.Parameter, str], tu
             raise click.BadParameter(f"got {text!r}; wanted numbers such as 0,1") from error
 
     return read
+
+
+def input_shapes_of(pairs: Sequence[str]) -> dict[str, tuple[int | None, ...]]:
+    """--input-shape NAME=SIZES, as a table.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    found = {}
+    for pair in pairs:
+        name, _, text = pair.rpartition("=")  # names may have it, sizes do not
+        sizes = [size.strip() for size in text.split(",")]
+        if not name or not all(size == "?" or (size.isdigit() and int(size)) for size in sizes):
+            raise UsageError(
+                f"--input-shape {pair}: wanted NAME=SIZES, such as x=?,3,224,224, ? for a size "
+                "that stays open"
+            )
+        found[name] = tuple(None if size == "?" else int(size) for size in sizes)
+    return found
 
 
 def sizes_of(pairs: Sequence[str]) -> dict[str, int]:
