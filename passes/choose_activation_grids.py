@@ -16,6 +16,7 @@ from ptq.integer.units import Outline, Site
 from ptq.levels import FAMILIES
 from ptq.passes.context import Context
 from ptq.passes.lost_levels import warn_of_lost_levels
+from ptq.passes.tie_sums import tie_sums
 from ptq.plan import ActivationPlan, Plan
 from ptq.ranges import choose_range
 
@@ -41,7 +42,8 @@ class ChooseActivationGrids:
     4. Constants are chosen for like activations, from their own values. Tables of embeddings keep
        their whole range: nothing says how often a row is read, and frequent ones have outliers.
     5. The result of a Concat lends its grid to operands that nobody else reads.
-    6. What layers write with few bits gets the levels that the recipe asks for (`ptq.levels`).
+    6. Operands and result of a 16-bit sum share a scale (`tie_sums`).
+    7. What layers write with few bits gets the levels that the recipe asks for (`ptq.levels`).
     """
 
     def __call__(self, context: Context, plan: Plan, histograms: Mapping[str, Histogram]) -> Plan:
@@ -63,6 +65,7 @@ class ChooseActivationGrids:
             else:
                 chosen[site.name] = affine_grid(*_range(site, histogram, how), site)
         chosen = _lend_concat_grids(outline, chosen)
+        chosen |= tie_sums(outline, chosen)
         outputs = [str(value.name) for value in context.model.graph.outputs]
         warn_of_lost_levels(outline, outputs, chosen, histograms)
         return plan.with_activations(chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,9 @@ Array = npt.NDArray[Any]
 Batch = Mapping[str, Array]
 Probe = Callable[[ir.Model, Batch, Sequence[str]], list[Array]]
 
+MOVED = "ptq.moved"
+"""Metadata of target onnx, JSON: codes that are float64 -> what is added to them."""
+
 
 def graph_values(model: ir.Model) -> dict[str, ir.Value]:
     """Inputs and node outputs of the main graph, by name."""
@@ -26,6 +30,8 @@ def graph_values(model: ir.Model) -> dict[str, ir.Value]:
 
 def tapped(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """A copy of `model` (sharing its weights) whose outputs are exactly `names`.
+
+    Codes that the model computes with something added to them are given without it.
 
     Raises:
         UsageError: a name that is not a value of the main graph.
@@ -38,9 +44,24 @@ def tapped(model: ir.Model, names: Sequence[str]) -> ir.Model:
             f"tapped tensors: {', '.join(unknown[:5])} not among the values of the main graph;"
             f" it has {len(values)}, for example {', '.join(list(values)[:3])}"
         )
+    moved: dict[str, float] = json.loads(model.metadata_props.get(MOVED, "{}"))
+    for name in moved.keys() & set(names):
+        values[name] = _less(copy.graph, values[name], moved[name])
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(values[name] for name in names)
     return copy
+
+
+def _less(graph: ir.Graph, value: ir.Value, number: float) -> ir.Value:
+    """The value less a number, under its name."""
+    name = str(value.name)
+    value.name = f"{name}/moved"
+    far = ir.Value(name=f"{name}/far", const_value=ir.tensor(np.float64(number)))
+    graph.register_initializer(far)
+    node = ir.node("Sub", [value, far])
+    graph.append(node)
+    node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(ir.DataType.DOUBLE)
+    return node.outputs[0]
 
 
 def tap_bytes(model: ir.Model, names: Sequence[str], batch: Batch, probe: Probe) -> dict[str, int]:

@@ -124,6 +124,8 @@ def lower_add(state: Lowering, unit: Unit) -> None:
     while reach * 2.0 ** (shift + 1) < 2**bits and shift < 20:
         shift += 1
     first, second = (round(r * 2**shift) for r in ratios)
+    common = math.gcd(first, second, 1 << shift)
+    first, second, shift = first // common, second // common, shift - common.bit_length() + 1
     requantizer = Requantizer(
         np.array(1, np.int64), np.array(shift, np.int64), y.zero_point, y.low, y.high
     )

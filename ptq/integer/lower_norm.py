@@ -16,7 +16,8 @@ so that output = u * inverse * gain[c] + offset[c], in steps of 2^-fraction, whe
     gain = scale sqrt(n) 2^(t - K) / s' * 2^fraction,  offset = bias / s' * 2^fraction
 
 |u| <= sqrt(S), so |u * inverse| <= 2^(K - t + 1): `gain` gets the bits that 2^53 leaves. Everything
-is then exact in int64, and in float64 as well.
+is then exact in int64, and in float64 as well. For 8-bit codes gains are even and offsets odd, so
+that no sum is a tie; of 16-bit ones offsets are whole codes.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def lower_norm(state: Lowering, unit: Unit) -> None:
     n = len(norm.scale)
     largest, tiny = _spread(norm, x, n)
     shift = (EXACT_BITS - (largest + math.ceil(tiny)).bit_length()) // 2
-    epsilon = round(tiny * 4**shift)
+    epsilon = max(round(tiny * 4**shift), 1)  # roots are 1 or more
     gain, offset, fraction = _affine(norm, y, shift, n)
     one = np.array(1, np.int64)
     requantizer = Requantizer(one, np.array(fraction, np.int64), y.zero_point, y.low, y.high)
@@ -88,8 +89,9 @@ def _affine(
     ]
     fits = [math.floor(math.log2(room / most)) for room, most in rooms if most > 0]
     fraction = max(min([ZERO_POINT_BITS - y.high.bit_length(), *fits]), 0)
-    return (
-        np.rint(gain * 2.0**fraction).astype(np.int64),
-        np.rint(norm.bias / step * 2.0**fraction).astype(np.int64),
-        fraction,
-    )
+    gains, offsets = gain * 2.0**fraction, norm.bias / step * 2.0**fraction
+    if y.dtype is np.uint8:
+        even, odd = 2 * np.rint(gains / 2), 2 * np.floor(offsets / 2) + 1
+        return even.astype(np.int64), odd.astype(np.int64), fraction
+    whole = np.rint(norm.bias / step).astype(np.int64) << fraction
+    return np.rint(gains).astype(np.int64), whole, fraction

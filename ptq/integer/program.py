@@ -208,6 +208,12 @@ class Normalize:
     requantizer: Requantizer
     float_epsilon: float
 
+    @property
+    def tieless(self) -> bool:
+        """True if no sum is halfway between two codes: all are odd, and halves are even."""
+        odd = (self.gain % 2 == 0).all() and (self.offset % 2 == 1).all()
+        return bool(odd and self.requantizer.shift >= 2)
+
 
 @dataclass(frozen=True)
 class Apply:

@@ -18,10 +18,11 @@ import onnx_ir as ir
 
 from ptq import __version__
 from ptq.errors import PtqError, UnsupportedModelError
+from ptq.execute.taps import MOVED
 from ptq.integer.program import Boundary, Program, Ref
 from ptq.plan import ActivationPlan
 from ptq.targets.names import Io, exposed_values, free_name, value_names
-from ptq.targets.shapes import infer_codes, infer_types
+from ptq.targets.shapes import infer_like, infer_types
 
 Array = npt.NDArray[Any]
 Emitter = Callable[["Builder", Any], None]
@@ -31,13 +32,18 @@ DOMAIN_VERSIONS = {MICROSOFT: 1, "ai.onnx.ml": 3}
 MIN_OPSET = 21
 
 
-def print_program(program: Program, emitters: Mapping[type, Emitter], io: Io) -> ir.Model:
-    """Emit every step of `program` by its class's function.
+def print_program(
+    program: Program,
+    emitters: Mapping[type, Emitter],
+    io: Io,
+    moved: Mapping[str, float] | None = None,
+) -> ir.Model:
+    """Emit every step of `program` by its class's function; moved: see `Builder`.
 
     Raises:
         UnsupportedModelError: a step that the target has no function for.
     """
-    builder = Builder(program, io)
+    builder = Builder(program, io, moved)
     for step in program.steps:
         emitter = emitters.get(type(step))
         if emitter is None:
@@ -59,9 +65,10 @@ class Builder:
     scope: name of the step that is being emitted; new nodes are called `<scope>/<op_type>`.
     opset: of the default domain; weights stored in few bits raise it.
     doubles: codes that are at hand as float64 integers, too, by name.
+    moved: what is added to those of some names, which the model's metadata tell as `ptq.moved`.
     """
 
-    def __init__(self, program: Program, io: Io) -> None:
+    def __init__(self, program: Program, io: Io, moved: Mapping[str, float] | None = None) -> None:
         self.program = program
         self.scope = ""
         self.opset = max(program.opset, MIN_OPSET)
@@ -70,6 +77,7 @@ class Builder:
         self._taken = set(self.names.values())
         self._numbers: Counter[str] = Counter()
         self.doubles: dict[str, ir.Value] = {}
+        self.moved = dict(moved or {})
         self._values: dict[Ref, ir.Value] = {}
         self._late: dict[Ref, Callable[[], ir.Value]] = {}
         self._constants: dict[tuple[object, ...], ir.Value] = {}
@@ -151,16 +159,17 @@ class Builder:
     def vendor_node(
         self,
         op_type: str,
-        inputs: Sequence[ir.Value],
+        inputs: Sequence[ir.Value | None],
         attributes: Mapping[str, Any] | None,
         like: tuple[str, Sequence[ir.Value]],
+        dtype: ir.DataType = ir.DataType.UINT8,
     ) -> ir.Value:
-        """Append a com.microsoft node that returns codes.
+        """Append a com.microsoft node that returns codes, or what `dtype` says.
 
         like: a standard operator and its operands, whose output has the same shape.
         """
         output = self.append(ir.node(op_type, inputs, attributes, domain=MICROSOFT))[0]
-        infer_codes(*like, output, self.opset)
+        infer_like(*like, output, self.opset, dtype)
         return output
 
     def append(self, node: ir.Node, hint: str | None = None) -> Sequence[ir.Value]:
@@ -230,8 +239,13 @@ class Builder:
             ir_version=max(10, wanted),
             producer_name="ptq",
             producer_version=__version__,
-            metadata_props={f"ptq.codes.{n}": self._grid_json(n) for n in sorted(self.exposed)},
+            metadata_props=self._metadata(),
         )
+
+    def _metadata(self) -> dict[str, str]:
+        grids = {f"ptq.codes.{n}": self._grid_json(n) for n in sorted(self.exposed)}
+        moved = {self.names[Ref(name, True)]: far for name, far in self.moved.items()}
+        return {**grids, MOVED: json.dumps(moved)} if moved else grids
 
     def _forget_types(self, outputs: Sequence[ir.Value]) -> None:
         """Leave out what every runtime infers again: types and shapes of the values inside."""

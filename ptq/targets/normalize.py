@@ -22,35 +22,41 @@ LAST = [-1]
 
 def in_doubles(b: Builder, step: Normalize) -> None:
     """The fast form."""
-    x = wide.in_double(b, step.input)
+    u, spread = _centred(b, step)
+
+    def number(value: float) -> ir.Value:
+        return beside(b, u, value, np.float64)
+
+    raised = b.node("Mul", [spread, number(4.0**step.shift)])
+    raised = b.node("Add", [raised, number(step.epsilon)])
+    root = b.node("Floor", [b.node("Sqrt", [raised])])
+    root = root if step.epsilon else b.node("Max", [root, number(1)])
+    inverse = b.node("Floor", [b.node("Div", [number(2.0**step.inverse_bits), root])])
+    unit = 2.0 ** -float(step.requantizer.shift)
+    gained = wide.times(b, b.node("Mul", [u, inverse]), step.gain * unit)
+    rounding: wide.Rounding = "cast" if step.tieless else "even"
+    wide.bind(b, step.output, gained, step.offset * unit, step.requantizer, rounding)
+
+
+def _centred(b: Builder, step: Normalize) -> tuple[ir.Value, ir.Value]:
+    """u and S, float64: [..., n] and [..., 1]."""
+    x, n, axes = wide.in_double(b, step.input), len(step.gain), exact.int64(b, LAST)
 
     def number(value: float) -> ir.Value:
         return beside(b, x, value, np.float64)
 
-    requantizer, n = step.requantizer, len(step.gain)
-    axes = exact.int64(b, LAST)
-    if step.centred and b.plan(step.input).dtype is not np.uint8:
-        half_up = b.node("Add", [b.node("ReduceSum", [x, axes]), number(n / 2)])
-        mean = b.node("Div", [half_up, number(n)])
-        u = b.node("Sub", [x, b.node("Floor", [mean])])
-        spread = b.node("ReduceSumSquare", [u, axes])
-    elif step.centred:
+    if step.centred and b.plan(step.input).dtype is np.uint8:
         total, squares = b.node("ReduceSum", [x, axes]), b.node("ReduceSumSquare", [x, axes])
         squares = b.node("Mul", [squares, number(n)])
         spread = b.node("Sub", [squares, b.node("Mul", [total, total])])
-        spread = b.node("Mul", [spread, number(n)])
         u = b.node("Sub", [b.node("Mul", [x, number(n)]), total])
+        return u, b.node("Mul", [spread, number(n)])
+    if step.centred:
+        half_up = b.node("Add", [b.node("ReduceMean", [x, axes]), number(0.5)])
+        u = b.node("Sub", [x, b.node("Floor", [half_up])])
     else:
-        u = b.node("Sub", [x, number(b.plan(step.input).zero_point)])
-        spread = b.node("ReduceSumSquare", [u, axes])
-    raised = b.node("Mul", [spread, number(4.0**step.shift)])
-    raised = b.node("Add", [raised, number(step.epsilon)])
-    root = b.node("Max", [b.node("Floor", [b.node("Sqrt", [raised])]), number(1)])
-    inverse = b.node("Floor", [b.node("Div", [number(2.0**step.inverse_bits), root])])
-    unit = 2.0 ** -float(requantizer.shift)
-    gain = b.constant(step.gain * unit, np.float64, "c")
-    gained = b.node("Mul", [b.node("Mul", [u, inverse]), gain])
-    wide.bind_rounded(b, step.output, gained, step.offset * unit, requantizer)
+        u = wide.plus(b, x, -b.plan(step.input).zero_point)
+    return u, b.node("ReduceSumSquare", [u, axes])
 
 
 def in_integers(b: Builder, step: Normalize) -> None:

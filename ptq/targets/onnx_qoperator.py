@@ -31,6 +31,7 @@ from ptq.integer.program import (
 from ptq.targets import boundary, exact, normalize, softmax, wide
 from ptq.targets.build import Builder, Emitter, print_program
 from ptq.targets.known_tables import is_sigmoid, leaky_slope
+from ptq.targets.moved_codes import moved_codes
 from ptq.targets.names import Io
 from ptq.targets.rows import like_rows, rows_of
 from ptq.targets.storage import store_integers, store_operand
@@ -51,7 +52,7 @@ def emit(program: Program, *, io: Io = "float") -> ir.Model:
     Raises:
         UnsupportedModelError: a step that has no form here.
     """
-    return print_program(program, STEPS, io)
+    return print_program(program, STEPS, io, moved_codes(program))
 
 
 def matching_scales(

@@ -20,9 +20,11 @@ def infer_types(node: ir.Node, outputs: Sequence[ir.Value], opset: int) -> None:
         output.shape = ir.serde.deserialize_type_proto_for_shape(found)
 
 
-def infer_codes(op_type: str, operands: Sequence[ir.Value], output: ir.Value, opset: int) -> None:
-    """Make `output` uint8, of the shape that a float `op_type` would have."""
-    output.type = ir.TensorType(ir.DataType.UINT8)
+def infer_like(
+    op_type: str, operands: Sequence[ir.Value], output: ir.Value, opset: int, dtype: ir.DataType
+) -> None:
+    """Make `output` of this type, and of the shape that a float `op_type` would have."""
+    output.type = ir.TensorType(dtype)
     for found in _infer(ir.node(op_type, operands), opset, FLOAT):
         output.shape = ir.serde.deserialize_type_proto_for_shape(found)
 

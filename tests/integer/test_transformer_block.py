@@ -14,6 +14,7 @@ from torch.nn import functional
 import ptq
 from ptq.execute.differentiable import ProgramGraph
 from ptq.execute.taps import tapped
+from ptq.integer.program import Add
 from ptq.integer.reference import Reference
 from ptq.targets import TARGETS
 from tests.execute.small_programs import assert_equal_codes
@@ -105,6 +106,21 @@ def test_sixteen_bits_only_in_the_residual_stream() -> None:
     assert kinds == {"gemm", "add"}
     _, narrow = quantized(True, "w8a8", residual_bits=8)
     assert {site.bits for site in narrow.outline.sites.values()} == {8}
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_sums_of_16_bits_only_add(norm_first: bool) -> None:
+    _, result = quantized(norm_first, "w8a8")
+    codes = result.program.codes
+    (step,) = [
+        s
+        for s in result.program.steps
+        if isinstance(s, Add) and {codes[n].high for n in (s.a, s.b, s.output)} == {2**16 - 1}
+    ]
+    assert (step.multipliers, int(step.requantizer.shift)) == ((1, 1), 0)
+    graph = TARGETS["onnx"](result.program).graph
+    printed = [n.op_type for n in graph if str(n.name).startswith(f"{step.name}/")]
+    assert printed == ["Add", "Clip"]
 
 
 def test_an_outlier_in_the_residual_stream_costs_little() -> None:
