@@ -28,6 +28,7 @@ class Normalize:
     along: tuple[View, View]
     zero_point: int
     centred: bool
+    mean_bits: int
     epsilon: int
     shift: int
     inverse_bits: int
@@ -50,11 +51,6 @@ class Normalize:
         """Elements of a row."""
         return self.along[0].shape[0]
 
-    @property
-    def rounds_mean(self) -> bool:
-        """True if u = d - mean, rounded; else u = n d - sum d, or d."""
-        return self.centred and self.dtype != "uint8"
-
     def emit(self, on: Binding, gain: Buffer, offset: Buffer, x: Buffer, y: Buffer) -> None:
         """Three passes over a row: its sum, its squares, its outputs."""
         (rows, to_rows), (along, to_along) = self.rows, self.along
@@ -65,32 +61,37 @@ class Normalize:
 
             def codes(j: Expr) -> Expr:
                 at = span(rows.at(i) + along.at([j]), lanes)
-                return T.Cast(of_lanes("int32", lanes), x[at]) - spread(
+                d = T.Cast(of_lanes("int32", lanes), x[at]) - spread(
                     T.int32(self.zero_point), lanes
                 )
+                return d * spread(T.int32(1 << self.mean_bits), lanes) if self.mean_bits else d
 
-            total = self._sum(on, "int32", codes)
-            shift = variable(on, "int32", 0)
-            if self.rounds_mean:
-                twice = total[0] * T.int32(2) + T.int32(length)
-                T.buffer_store(shift, tirx.floordiv(twice, T.int32(2 * length)), [0])
+            mean = variable(on, "int32", 0)
+            if self.centred:
+                wide = self._sum_dtype
+                total = self._sum(on, wide, lambda j: T.Cast(of_lanes(wide, lanes), codes(j)))
+                twice = T.Cast("int64", total[0]) * T.int64(2) + T.int64(length)
+                rounded = tirx.floordiv(twice, T.int64(2 * length))
+                T.buffer_store(mean, T.Cast("int32", rounded), [0])
 
             def moved(j: Expr) -> Expr:
-                return T.Cast(of_lanes("float64", lanes), codes(j) - spread(shift[0], lanes))
+                return T.Cast(of_lanes("float64", lanes), codes(j) - spread(mean[0], lanes))
 
             square = self._sum(on, "float64", lambda j: moved(j) * moved(j))
             inverse = variable(on, "float64", 0.0)
-            T.buffer_store(inverse, self._inverse(total[0], square[0]), [0])
+            T.buffer_store(inverse, self._inverse(square[0]), [0])
             with T.serial(0, length // lanes) as step:
                 j = step * lanes
-                u = moved(j)
-                if self.centred and not self.rounds_mean:
-                    factor, sum_ = T.float64(length), T.Cast("float64", total[0])
-                    u = u * spread(factor, lanes) - spread(sum_, lanes)
                 here = span(j, lanes)
-                acc = u * spread(inverse[0], lanes) * gain[here] + offset[here]
+                acc = moved(j) * spread(inverse[0], lanes) * gain[here] + offset[here]
                 at = span(to_rows.at(i) + to_along.at([j]), lanes)
                 T.buffer_store(y, self._round(acc, unit), [at])
+
+    @property
+    def _sum_dtype(self) -> str:
+        """What holds the sum of a row."""
+        largest = self.length * np.iinfo(self.dtype).max << self.mean_bits
+        return "int32" if largest <= np.iinfo(np.int32).max else "int64"
 
     def _sum(self, on: Binding, dtype: str, term: Callable[[Expr], Expr]) -> Buffer:
         """A variable that holds the sum of `term` over a row."""
@@ -104,12 +105,9 @@ class Normalize:
             T.buffer_store(total, total[0] + parts[lane], [0])
         return total
 
-    def _inverse(self, total: Expr, square: Expr) -> Expr:
+    def _inverse(self, square: Expr) -> Expr:
         """2^inverse_bits // root; below 2^52 the root of a float64 is exact once it is floored."""
-        n, total, spread_ = T.int64(self.length), T.Cast("int64", total), T.Cast("int64", square)
-        if self.centred and not self.rounds_mean:
-            spread_ = n * (n * spread_ - total * total)
-        under = (spread_ << T.int64(2 * self.shift)) + T.int64(self.epsilon)
+        under = (T.Cast("int64", square) << T.int64(2 * self.shift)) + T.int64(self.epsilon)
         root = T.Cast("int64", tirx.sqrt(T.Cast("float64", under)))
         inverse = tirx.truncdiv(T.int64(1 << self.inverse_bits), T.max(root, T.int64(1)))
         return T.Cast("float64", inverse)
@@ -122,12 +120,10 @@ class Normalize:
         rows, along = self.rows[0], self.along[0]
         shape, strides = (*rows.shape, *along.shape), (*rows.strides, *along.strides)
         d = View(shape, strides, rows.offset).read(x).astype(np.int64) - self.zero_point
-        n, total = along.shape[0], d.sum(axis=-1, keepdims=True)
-        if self.rounds_mean:
-            d = d - (2 * total + n) // (2 * n)
+        if self.centred:
+            d = d << self.mean_bits
+            d = d - (2 * d.sum(axis=-1, keepdims=True) + self.length) // (2 * self.length)
         square = (d * d).sum(axis=-1, keepdims=True)
-        if self.centred and not self.rounds_mean:
-            d, square = n * d - total, n * (n * square - total * total)
         root = np.floor(np.sqrt(((square << 2 * self.shift) + self.epsilon).astype(np.float64)))
         inverse = (1 << self.inverse_bits) // np.maximum(root.astype(np.int64), 1)
         acc = d * inverse * gain.astype(np.int64) + offset.astype(np.int64)

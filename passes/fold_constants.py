@@ -1,13 +1,14 @@
-"""Compute nodes whose inputs are all constant, and shapes that are known, in numpy.
+"""Compute nodes whose inputs are all constant, and shapes that are known.
 
 onnx-simplifier has folded what is small; this fold does the large weights, which never go to the
 child process (see simplify.py), and everything when the simplifier was left out.
 
-1. a node of a listed operator with constant inputs becomes a constant;
+1. a node with constant inputs becomes a constant: in numpy, or in onnxruntime where the operator is
+   not listed here and the result's shape is known beforehand;
 2. Shape and Size of a value with static dims become constants.
 
-Left alone: operators not in the table, random ones, subgraphs, and results above the size limit,
-which is what a ConstantOfShape of 2**34 elements meets.
+Left alone: random operators, subgraphs, other domains, and results above the size limit, which is
+what a ConstantOfShape of 2**34 elements meets.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ from ptq.passes.rewriting import (
     is_op,
     static_shape,
 )
+from ptq.single_node import run_node
 
+_BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+_RANDOM = (
+    *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    *("Multinomial", "Bernoulli", "Dropout"),
+)
 MAX_ELEMENTS = 1 << 26
 """The largest result: 256 MiB of float32. Weights are folded up to their own size."""
 
@@ -58,8 +65,8 @@ def _evaluate(node: ir.Node) -> Array | None:
         return None
     if is_op(node, "Shape", "Size"):
         return _shape_of(node)
-    rule = _RULES.get(node.op_type)
-    if rule is None or not node.inputs:
+    rule = _RULES.get(node.op_type, _by_onnxruntime)
+    if not node.inputs:
         return None
     arrays = [constant(value) for value in node.inputs]
     if any(a is None and v is not None for a, v in zip(arrays, node.inputs, strict=True)):
@@ -69,6 +76,26 @@ def _evaluate(node: ir.Node) -> Array | None:
             return rule(node, arrays)
     except (ValueError, IndexError, TypeError, OverflowError):
         return None  # numpy refuses it: onnxruntime will say why
+
+
+def _by_onnxruntime(node: ir.Node, inputs: Inputs) -> Array | None:
+    """Any other operator, where it is known how much it makes."""
+    shape = static_shape(node.outputs[0])
+    has_body = any(attr.type in _BODIES for attr in node.attributes.values())
+    if shape is None or math.prod(shape) > MAX_ELEMENTS or has_body or is_op(node, *_RANDOM):
+        return None
+    feeds = {
+        str(value.name): array
+        for value, array in zip(node.inputs, inputs, strict=True)
+        if value is not None and array is not None
+    }
+    opset = None if node.graph is None else node.graph.opset_imports.get("")
+    if opset is None:
+        return None
+    try:
+        return run_node(ir.to_proto(node), feeds, opset)[0]
+    except Exception:  # onnxruntime's errors have no common class; the node stays, and it says why
+        return None
 
 
 def _fits(result: Array, node: ir.Node) -> bool:
@@ -242,4 +269,4 @@ _RULES: dict[str, Rule] = {
     "ConstantOfShape": _constant_of_shape,
     "Range": _range,
 }
-"""One small numpy function an operator; an operator that is not here is not folded."""
+"""One small numpy function an operator: what a file may ask much memory for, and what is common."""

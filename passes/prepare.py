@@ -17,6 +17,7 @@ from ptq.passes.drop_empty import drop_empty
 from ptq.passes.expand_conv_transpose import expand_conv_transpose
 from ptq.passes.fix_reshape import fix_reshape
 from ptq.passes.fix_resize import fix_resize
+from ptq.passes.flatten_norms import flatten_norms
 from ptq.passes.fold_batch_norm import fold_batch_norm
 from ptq.passes.fold_channel_scale import fold_channel_scale
 from ptq.passes.fold_constants import fold_constants
@@ -54,6 +55,7 @@ REWRITES: tuple[Rewrite, ...] = (
     divide_by_multiplying,
     write_mask_as_where,
     sink_scalars,
+    flatten_norms,
     split_norms,
 )
 """Run in this order, over and over until none changes anything."""

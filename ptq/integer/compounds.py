@@ -19,8 +19,8 @@ import onnx_ir as ir
 
 from ptq.integer.claims import constant, integer, is_activation, rank, real, static_dim
 
-LONGEST_ROW = 4096
-"""Rows that a norm may have: sums of squares then stay below 2^52."""
+LONGEST_ROW = 2**18
+"""Rows that a norm may have: sums of squares then stay below 2^50."""
 LONGEST_SOFTMAX = 2**15
 """Elements of a softmax whose sums stay below 2^31."""
 MASKED = -1e4

@@ -1,14 +1,13 @@
 """Lower layer norm and RMS norm: their integers, and how many bits each of them gets.
 
-With d = code - zero_point of the input, n elements a row, s and s' the scales of input and output:
+With d = code - zero_point of the input, n elements a row, s and s' the scales of input and output,
+and a mean that is rounded to 2^-f of a code (f = 0 for 16-bit codes, and what SQUARES_BITS leave
+for 8-bit ones):
 
-    centred   u = n d - sum d,  S = n (n sum d^2 - (sum d)^2),  E = epsilon n^3 / s^2
-    else      u = d,            S = sum d^2,                    E = epsilon n / s^2
+    centred   u = 2^f d - mean(2^f d),  E = epsilon n 4^f / s^2
+    else      u = d,                    E = epsilon n / s^2
 
-    (x - mean) / sqrt(variance + epsilon) = u sqrt(n) / sqrt(S + E)   in both cases
-
-Of 16-bit codes the squares of n d would not fit: the mean is rounded to a code, u = d - mean, and S
-and E are as without centring.
+    (x - mean) / sqrt(variance + epsilon) = u sqrt(n) / sqrt(S + E)   with S = sum u^2
 
 so that output = u * inverse * gain[c] + offset[c], in steps of 2^-fraction, where
 
@@ -36,6 +35,7 @@ from ptq.integer.units import Unit
 from ptq.plan import ActivationPlan
 
 EXACT_BITS = 52
+SQUARES_BITS = 44  # of S, where f is free: the gain then keeps 13
 INVERSE_BITS = 41  # root < 2^26, so an inverse has at least 15 bits
 GAIN_BITS = 20
 ZERO_POINT_BITS = 50  # a zero point joins the offset
@@ -49,7 +49,8 @@ def lower_norm(state: Lowering, unit: Unit) -> None:
     x = state.need_codes(unit.inputs[0])
     y = state.write(unit.output)
     n = len(norm.scale)
-    largest, tiny = _spread(norm, x, n)
+    mean_bits = _mean_bits(x, n) if norm.centred else 0
+    largest, tiny = _spread(norm, x, n, mean_bits)
     shift = (EXACT_BITS - (largest + math.ceil(tiny)).bit_length()) // 2
     epsilon = max(round(tiny * 4**shift), 1)  # roots are 1 or more
     gain, offset, fraction = _affine(norm, y, shift, n)
@@ -57,23 +58,27 @@ def lower_norm(state: Lowering, unit: Unit) -> None:
     requantizer = Requantizer(one, np.array(fraction, np.int64), y.zero_point, y.low, y.high)
     state.steps.append(
         Normalize(
-            unit.name, unit.inputs[0], unit.output, norm.centred, epsilon, shift, INVERSE_BITS,
-            gain, offset, requantizer, norm.epsilon,
+            unit.name, unit.inputs[0], unit.output, norm.centred, mean_bits, epsilon, shift,
+            INVERSE_BITS, gain, offset, requantizer, norm.epsilon,
         )
     )  # fmt: skip
     note = "sums in 64 bits, below 2^53"
     state.certificates.append(Certificate(unit.name, x.high * n, True, True, note, 64))
 
 
-def _spread(norm: Norm, x: ActivationPlan, n: int) -> tuple[int, float]:
-    """The largest S, and E."""
-    if norm.centred and x.dtype is np.uint8:
-        largest, unit = n**3 * (x.high - x.low) ** 2 // 4, n**3
-    else:
-        reach = max(x.high - x.zero_point, x.zero_point - x.low)
-        largest, unit = n * (x.high if norm.centred else reach) ** 2, n
+def _mean_bits(x: ActivationPlan, n: int) -> int:
+    """As many as a sum of squares has room for."""
+    squares = n * (x.high - x.low) ** 2 // 4
+    return max(0, SQUARES_BITS - squares.bit_length()) // 2 if x.dtype is np.uint8 else 0
+
+
+def _spread(norm: Norm, x: ActivationPlan, n: int, mean_bits: int) -> tuple[int, float]:
+    """The largest S, and E. No variance is above a quarter of the range's square."""
+    reach = max(x.high - x.zero_point, x.zero_point - x.low)
+    range_ = (x.high - x.low) << mean_bits
+    largest = n * (range_**2 // 4 + 1 if norm.centred else reach**2)
     room = 2**EXACT_BITS - 1 - largest
-    return largest, min(norm.epsilon * unit / float(x.scale) ** 2, room - 1)
+    return largest, min(norm.epsilon * n * 4**mean_bits / float(x.scale) ** 2, room - 1)
 
 
 def _affine(

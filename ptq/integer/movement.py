@@ -16,9 +16,9 @@ import onnx
 import onnx_ir as ir
 
 from ptq.integer.program import Apply
+from ptq.single_node import run_node
 
 Array = npt.NDArray[Any]
-CUSTOM_DOMAINS = (("com.microsoft", 1),)
 
 
 def apply(
@@ -70,8 +70,6 @@ def _run_float(
     opset: int,
     scope: Mapping[str, Array],
 ) -> list[Array]:
-    import onnxruntime as ort
-
     node = _node(step)
     feeds = {
         ref.name: array
@@ -80,20 +78,7 @@ def _run_float(
     }
     captured = {name for attr in node.attribute for name in _captured(attr)}
     feeds |= {name: scope[name] for name in captured if name in scope}
-    inputs = [
-        onnx.helper.make_tensor_value_info(
-            name, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape
-        )
-        for name, a in feeds.items()
-    ]
-    outputs = [onnx.helper.make_empty_tensor_value_info(ref.name) for ref in step.outputs]
-    graph = onnx.helper.make_graph([node], "island", inputs, outputs)
-    imports = [onnx.helper.make_opsetid(*pair) for pair in (("", opset), *CUSTOM_DOMAINS)]
-    proto = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
-    return [np.asarray(result) for result in session.run(None, feeds)]
+    return run_node(node, feeds, opset)
 
 
 def _captured(attr: onnx.AttributeProto) -> set[str]:

@@ -186,8 +186,7 @@ class Softmax:
 class Normalize:
     """Layer norm (`centred`) or RMS norm of the last axis, of n elements; d = input - zero_point.
 
-    centred: u = n d - sum d, S = n (n sum d^2 - (sum d)^2); else u = d, S = sum d^2.
-    Of 16-bit codes the mean is rounded: u = d - floor(sum d / n + 1/2) if centred, S = sum u^2.
+    centred: u = 2^mean_bits d - floor(2^mean_bits sum d / n + 1/2); else u = d. S = sum u^2.
     root = max(1, isqrt(S * 4^shift + epsilon)), inverse = 2^inverse_bits // root,
     output = requantize(u * inverse * gain + offset).
     No product reaches 2^53, nothing under the root 2^52 (see lower_norm.py, also for the numbers).
@@ -200,6 +199,7 @@ class Normalize:
     input: str
     output: str
     centred: bool
+    mean_bits: int
     epsilon: int
     shift: int
     inverse_bits: int

@@ -214,13 +214,10 @@ def _softmax(values: _Values, step: Softmax) -> None:
 
 def _normalize(values: _Values, step: Normalize) -> None:
     d, n = values.centred(step.input), len(step.gain)
+    if step.centred:
+        d = d << step.mean_bits
+        d = d - (2 * d.sum(axis=-1, keepdims=True) + n) // (2 * n)
     square = (d * d).sum(axis=-1, keepdims=True)
-    total = d.sum(axis=-1, keepdims=True)
-    if step.centred and values.codes[step.input].dtype == np.uint8:
-        d, square = n * d - total, n * (n * square - total * total)
-    elif step.centred:
-        d = d - (2 * total + n) // (2 * n)
-        square = (d * d).sum(axis=-1, keepdims=True)
     root = np.floor(np.sqrt(((square << 2 * step.shift) + step.epsilon).astype(np.float64)))
     inverse = (1 << step.inverse_bits) // np.maximum(root.astype(np.int64), 1)
     acc = d * inverse * step.gain + step.offset

@@ -27,7 +27,7 @@ from ptq.integer.arithmetic import Requantizer
 from ptq.integer.program import Program
 from ptq.plan import ActivationPlan, Plan, WeightPlan
 
-VERSION = 1
+VERSION = 2
 _HEADER = "ptq.program"
 
 

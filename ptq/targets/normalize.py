@@ -40,18 +40,13 @@ def in_doubles(b: Builder, step: Normalize) -> None:
 
 def _centred(b: Builder, step: Normalize) -> tuple[ir.Value, ir.Value]:
     """u and S, float64: [..., n] and [..., 1]."""
-    x, n, axes = wide.in_double(b, step.input), len(step.gain), exact.int64(b, LAST)
+    x, axes = wide.in_double(b, step.input), exact.int64(b, LAST)
 
     def number(value: float) -> ir.Value:
         return beside(b, x, value, np.float64)
 
-    if step.centred and b.plan(step.input).dtype is np.uint8:
-        total, squares = b.node("ReduceSum", [x, axes]), b.node("ReduceSumSquare", [x, axes])
-        squares = b.node("Mul", [squares, number(n)])
-        spread = b.node("Sub", [squares, b.node("Mul", [total, total])])
-        u = b.node("Sub", [b.node("Mul", [x, number(n)]), total])
-        return u, b.node("Mul", [spread, number(n)])
     if step.centred:
+        x = b.node("Mul", [x, number(2.0**step.mean_bits)]) if step.mean_bits else x
         half_up = b.node("Add", [b.node("ReduceMean", [x, axes]), number(0.5)])
         u = b.node("Sub", [x, b.node("Floor", [half_up])])
     else:
@@ -63,19 +58,14 @@ def in_integers(b: Builder, step: Normalize) -> None:
     """The strict form."""
     axes = exact.int64(b, LAST)
     x, n = exact.cast(b, b.codes(step.input), ir.DataType.INT64), exact.int64(b, len(step.gain))
-    plan = b.plan(step.input)
-    d = b.node("Sub", [x, exact.int64(b, plan.zero_point)])
-    if step.centred and plan.dtype is not np.uint8:
+    if step.centred:  # no code is negative, so that Div rounds down
+        x = b.node("Mul", [x, exact.int64(b, 2**step.mean_bits)])
         twice = b.node("Mul", [b.node("ReduceSum", [x, axes]), exact.int64(b, 2)])
         mean = b.node("Div", [b.node("Add", [twice, n]), exact.int64(b, 2 * len(step.gain))])
-        d = b.node("Sub", [x, mean])
-    spread = b.node("ReduceSum", [b.node("Mul", [d, d]), axes])
-    u = d
-    if step.centred and plan.dtype is np.uint8:
-        total = b.node("ReduceSum", [d, axes])
-        spread = b.node("Sub", [b.node("Mul", [spread, n]), b.node("Mul", [total, total])])
-        spread = b.node("Mul", [spread, n])
-        u = b.node("Sub", [b.node("Mul", [d, n]), total])
+        u = b.node("Sub", [x, mean])
+    else:
+        u = b.node("Sub", [x, exact.int64(b, b.plan(step.input).zero_point)])
+    spread = b.node("ReduceSum", [b.node("Mul", [u, u]), axes])
     raised = b.node("Mul", [spread, exact.int64(b, 4**step.shift)])
     raised = b.node("Add", [raised, exact.int64(b, step.epsilon)])
     inverse = b.node("Div", [exact.int64(b, 2**step.inverse_bits), _root(b, raised)])

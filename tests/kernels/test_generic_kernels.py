@@ -54,11 +54,11 @@ KERNELS: dict[str, Any] = {
     "rows_by_int32": movement.Rows(View((4,), (1,)), 6, 7, "int32"),
     "layer_norm": normalization.Normalize(
         (View((4,), (9,)), View((4,), (9,))), (View((9,), (1,)), View((9,), (1,))),
-        120, True, 77, 3, 30, Rounding(128, 0, 255, (1, 34)),
+        120, True, 8, 77, 3, 30, Rounding(128, 0, 255, (1, 34)),
     ),
     "layer_norm_of_16_bits": normalization.Normalize(
         (View((4,), (9,)), View((4,), (9,))), (View((9,), (1,)), View((9,), (1,))),
-        30000, True, 77, 3, 30, Rounding(32768, 0, 65535, (1, 26)), "uint16",
+        30000, True, 0, 77, 3, 30, Rounding(32768, 0, 65535, (1, 26)), "uint16",
     ),
     "add_of_16_bits": elementwise.Add(
         LAST, ROWS, LAST, (1 << 17, -(1 << 16)), (30000, 130),
@@ -69,7 +69,7 @@ KERNELS: dict[str, Any] = {
     "dequantize_of_16_bits": boundary.Dequantize(LAST, ROWS, 0.0123, 30000, "uint16"),
     "rms_norm": normalization.Normalize(
         (View((4,), (9,)), View((4,), (9,))), (View((9,), (1,)), View((9,), (1,))),
-        120, False, 77, 3, 20, Rounding(128, 0, 255, (1, 30)),
+        120, False, 0, 77, 3, 20, Rounding(128, 0, 255, (1, 30)),
     ),
     "max_pool": reduction.MaxPool(
         view_of((2, 3, 7, 6), True), view_of((2, 3, 4, 3), True), (3, 2), (2, 2), (1, 2), (1, 1)
@@ -104,7 +104,7 @@ KERNELS: dict[str, Any] = {
 VECTORS: dict[str, Any] = {
     "layer_norm_by_vectors": normalization.Normalize(
         (View((4,), (24,)), View((4,), (24,))), (View((24,), (1,)), View((24,), (1,))),
-        30000, True, 77, 3, 30, Rounding(32768, 0, 65535, (1, 26)), "uint16", 8,
+        30000, True, 0, 77, 3, 30, Rounding(32768, 0, 65535, (1, 26)), "uint16", 8,
     ),
 }  # fmt: skip
 """For CPUs: TVM's C and CUDA have no such vectors."""

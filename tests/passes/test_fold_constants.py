@@ -32,6 +32,8 @@ IDS = np.array([2, 0], np.int64)
         "q = Equal(w, v) c = Where(q, w, v)",
         "n = Shape(w) c = ConstantOfShape(n)",
         "c = Identity(w)",
+        "c = ScatterND(w, at, v)",
+        "c = MatMul(w, square)",
     ],
 )
 def test_folds_to_what_onnxruntime_computes(text: str) -> None:
@@ -48,6 +50,8 @@ def test_folds_to_what_onnxruntime_computes(text: str) -> None:
         "steps": np.array([-1, 2], np.int64),
         "big": np.array([3, 4], np.int64),
         "twice": np.array([3, 1], np.int64),
+        "at": np.array([[2], [0], [1]], np.int64),
+        "square": draw(4, 4, seed=3),
     }
     used = {
         name: array

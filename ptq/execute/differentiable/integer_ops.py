@@ -198,14 +198,12 @@ def _normalize(s: Scope, step: Normalize) -> None:
     """float64 holds everything exactly; floors pass the gradient of what they cut."""
     d = s.codes[step.input].to(torch.float64) - s.grid(step.input).zero_point
     n = len(step.gain)
-    square = (d * d).sum(-1, keepdim=True)
-    total = d.sum(-1, keepdim=True)
-    if step.centred and s.grid(step.input).dtype is np.uint8:
-        d, square = n * d - total, n * (n * square - total * total)
-    elif step.centred:
+    if step.centred:
+        d = d * 2.0**step.mean_bits
+        total = d.sum(-1, keepdim=True)
         mean = total / n
         d = d - (mean + (((2 * total + n) / (2 * n)).floor() - mean).detach())
-        square = (d * d).sum(-1, keepdim=True)
+    square = (d * d).sum(-1, keepdim=True)
     root = torch.sqrt(square * 4.0**step.shift + step.epsilon).clamp(min=1)
     inverse = (2.0**step.inverse_bits / root.detach().floor()).floor()
     inverse = inverse * (root.detach() / root)

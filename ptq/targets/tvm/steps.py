@@ -133,7 +133,7 @@ def normalize(state: Lowering, step: steps.Normalize) -> None:
     dense = x.strides[last] == y.strides[last] == 1 and x.shape[last] % NORM_LANES == 0
     kernel = normalization.Normalize(
         (_pick(x, rest), _pick(y, rest)), (_pick(x, [last]), _pick(y, [last])),
-        state.plan(step.input).zero_point, step.centred, step.epsilon, step.shift,
+        state.plan(step.input).zero_point, step.centred, step.mean_bits, step.epsilon, step.shift,
         step.inverse_bits, Rounding.of(step.requantizer), state.dtype(step.input),
         NORM_LANES if dense and isa is not None and not isa.by_thread else 1,
     )  # fmt: skip
