@@ -21,6 +21,7 @@ from ptq.passes.flatten_norms import flatten_norms
 from ptq.passes.fold_batch_norm import fold_batch_norm
 from ptq.passes.fold_channel_scale import fold_channel_scale
 from ptq.passes.fold_constants import fold_constants
+from ptq.passes.fold_embeddings import fold_embeddings
 from ptq.passes.fuse_gemm import fuse_gemm
 from ptq.passes.mask_average_pool import mask_average_pool
 from ptq.passes.merge_pads import merge_pads
@@ -49,6 +50,7 @@ REWRITES: tuple[Rewrite, ...] = (
     fuse_gemm,
     fold_batch_norm,
     fold_channel_scale,
+    fold_embeddings,
     expand_conv_transpose,
     mask_average_pool,
     write_resize_as_matmul,
