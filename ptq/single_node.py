@@ -36,5 +36,6 @@ def run_node(node: onnx.NodeProto, feeds: Mapping[str, Array], opset: int) -> li
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
-    results: Sequence[Any] = session.run(None, dict(feeds))
+    given = {name: np.asarray(x) for name, x in feeds.items()}  # arithmetic makes scalars of []
+    results: Sequence[Any] = session.run(None, given)
     return [np.asarray(result) for result in results]

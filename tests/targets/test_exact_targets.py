@@ -258,7 +258,7 @@ def test_norm_of_16_bits(tieless, target, rng, program_of, grid_of, mismatches):
     gain, offset = rng.integers(-9, 9, n) * 2**11, rng.integers(-9, 9, n) * 2**39
     rounding = Requantizer(np.array(1), np.array(40), 128)
     offset = offset + 1 if tieless else offset
-    norm = Normalize("norm", "s", "y", True, 1, 2, 41, gain, offset, rounding, 1e-5)
+    norm = Normalize("norm", "s", "y", True, 0, 1, 2, 41, gain, offset, rounding, 1e-5)
     assert norm.tieless == tieless
     steps = (Add("sum", "x", "x", "s", (7, 2), wide), norm)
     program = program_of({"x": ("N", n)}, steps, plans)
