@@ -14,6 +14,7 @@ from ptq.errors import UnsupportedModelError
 from ptq.finite import check_finite
 from ptq.passes.divide_by_multiplying import divide_by_multiplying
 from ptq.passes.drop_empty import drop_empty
+from ptq.passes.drop_neutral_tests import drop_neutral_tests
 from ptq.passes.expand_conv_transpose import expand_conv_transpose
 from ptq.passes.fix_reshape import fix_reshape
 from ptq.passes.fix_resize import fix_resize
@@ -42,6 +43,7 @@ REWRITES: tuple[Rewrite, ...] = (
     remove_identity,
     fold_constants,
     drop_empty,
+    drop_neutral_tests,
     fix_reshape,
     fix_resize,
     write_pads,

@@ -18,8 +18,8 @@ from ptq.targets.tvm.trace import static_values
 
 DTYPES = {ir.DataType.INT64: "int64", ir.DataType.INT32: "int32"}
 KEEPS_ORDER = frozenset({"Cast", "Equal", "Not"})
-MOVES = frozenset({"Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose",
-                   "Unsqueeze"})  # fmt: skip
+MOVES = frozenset({"Expand", "Flatten", "GatherElements", "GatherND", "Identity", "Reshape",
+                   "Slice", "Squeeze", "Transpose", "Unsqueeze"})  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -42,15 +42,28 @@ class Encoder(nn.Module):
             return y.view(*x.shape[:2], HEADS, WIDTH // HEADS).transpose(1, 2)
 
         parts = map(heads, (self.query, self.key, self.value))
-        y = functional.scaled_dot_product_attention(*parts, attn_mask=mask[:, None, None] != 0)
+        y = functional.scaled_dot_product_attention(*parts, attn_mask=self.seen(mask))
         z: Tensor = self.out(y.transpose(1, 2).reshape(x.shape))
         return z
+
+    def seen(self, mask: Tensor) -> Tensor:
+        """What may be attended to: [samples, 1, 1 or length, length] bool."""
+        return mask[:, None, None] != 0
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         x = self.first(self.words(ids) + self.places(torch.arange(ids.shape[1])[None]))
         x = self.second(x + self.attend(x, mask))
         y: Tensor = x + self.narrow(functional.gelu(self.wide(x)))
         return y
+
+
+class Indexed(Encoder):
+    """With a mask that is looked up by index, and combined with one that hides nothing."""
+
+    def seen(self, mask: Tensor) -> Tensor:
+        samples, length = (torch.arange(size) for size in mask.shape)
+        chosen = mask.bool()[samples[:, None, None, None], length[None, None, None]]
+        return torch.ones(1, 1, mask.shape[1], 1, dtype=torch.bool) & chosen
 
 
 def feeds(samples: int, length: int = LENGTH) -> dict[str, npt.NDArray[Any]]:
@@ -82,6 +95,16 @@ def test_codes_are_the_reference_s(
     compiled = assert_same_codes(quantized.program, feeds(3), tmp_path, sizes=sizes, **options)
     assert {grid.dtype for grid in quantized.program.codes.values()} == {np.uint8, np.uint16}
     assert compiled.entry["inputs"][0]["dtype"] == "int64"
+
+
+def test_a_mask_that_is_looked_up_by_index(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    result = ptq.quantize(
+        Indexed().eval(), [feeds(16)], ptq.Recipe(effort="fast", strict=True),
+        example_inputs={k: torch.tensor(v) for k, v in feeds(2).items()},
+    )  # fmt: skip
+    assert any(isinstance(s, Softmax) and s.keep is not None for s in result.program.steps)
+    assert_same_codes(result.program, feeds(3), tmp_path)
 
 
 def test_ids_are_checked_before_any_row_is_read(quantized: ptq.Result, tmp_path: Path) -> None:
