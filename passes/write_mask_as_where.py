@@ -2,6 +2,7 @@
 
     scores + Where(keep, 0, -C)          scores + (1 - Cast(mask)) * -C        (mask: 0 or 1)
     scores + Cast(hidden) * -C           scores + a constant of 0 and -C
+    scores + (bias + any of these)       scores + Where(keep, bias, -C)
     Where(hidden, -C, scores)            and any of these reshaped, expanded or added up
 
 with C at least 10^4, infinite too: exp(-C) is zero in float32 beside any score that counts. The
@@ -52,12 +53,47 @@ def _softmax(graph: ir.Graph, node: ir.Node) -> bool:
     if source is None or made is None or len(source.uses()) != 1 or source.is_graph_output():
         return False
     if is_op(made, "Add"):
-        for scores, mask in (made.inputs, tuple(reversed(made.inputs))):
-            keep = _Keep(graph, made).of(mask) if rank(scores) == rank(source) else None
-            if keep is not None and scores is not None:
+        for scores, mask in _both_ways(made):
+            if scores is None or rank(scores) != rank(source):
+                continue
+            keep = _Keep(graph, made).of(mask)
+            if keep is not None:
                 replace(made, [new_node("Where", [keep, scores, _lowest(graph)])])
                 return True
+            if _behind_bias(graph, made, scores, mask):
+                return True
     return is_op(made, "Where") and _where(graph, made)
+
+
+def _behind_bias(graph: ir.Graph, made: ir.Node, scores: ir.Value, biased: ir.Value | None) -> bool:
+    """scores + (bias + mask) and scores + Where(keep, bias, -C), as of T5's relative positions."""
+    bias, keep = _parted(_Keep(graph, made), None if biased is None else biased.producer())
+    if bias is None or keep is None:
+        return False
+    total = new_node("Add", [scores, bias], like=scores, shape=scores.shape)
+    replace(made, [total, new_node("Where", [keep, total.outputs[0], _lowest(graph)])])
+    return True
+
+
+def _parted(keeps: _Keep, inner: ir.Node | None) -> tuple[ir.Value | None, ir.Value | None]:
+    """What is added where nothing is masked, and the boolean of where that is."""
+    if is_op(inner, "Add") and inner is not None:
+        for bias, mask in _both_ways(inner):
+            keep = None if constant(mask) is not None else keeps.of(mask)
+            if keep is not None:
+                return bias, keep
+    if is_op(inner, "Where") and inner is not None:
+        condition, first, second = inner.inputs
+        if _is_masked(second) and not _is_masked(first):
+            return first, condition
+        if _is_masked(first) and not _is_masked(second) and condition is not None:
+            return second, keeps.insert("Not", [condition], condition)
+    return None, None
+
+
+def _both_ways(node: ir.Node) -> tuple[tuple[ir.Value | None, ir.Value | None], ...]:
+    first, second = node.inputs
+    return (first, second), (second, first)
 
 
 def _where(graph: ir.Graph, made: ir.Node) -> bool:
@@ -142,7 +178,7 @@ class _Keep:
         if _is_zero(first) and _is_masked(second):
             return condition
         if _is_masked(first) and _is_zero(second) and condition is not None:
-            return self._insert("Not", [condition], condition)
+            return self.insert("Not", [condition], condition)
         return None
 
     def _mul(self, node: ir.Node) -> ir.Value | None:
@@ -154,14 +190,14 @@ class _Keep:
             if is_op(inverse, "Sub") and inverse is not None and _is_one(inverse.inputs[0]):
                 return self._bool(inverse.inputs[1])
             hidden = self._bool(value)
-            return None if hidden is None else self._insert("Not", [hidden], hidden)
+            return None if hidden is None else self.insert("Not", [hidden], hidden)
         return None
 
     def _add(self, node: ir.Node) -> ir.Value | None:
         parts = [self.of(value) for value in node.inputs]
         if parts[0] is None or parts[1] is None:
             return None
-        return self._insert("And", parts, node.outputs[0])
+        return self.insert("And", parts, node.outputs[0])
 
     def _moved(self, node: ir.Node) -> ir.Value | None:
         inner = self.of(node.inputs[0])
@@ -189,7 +225,8 @@ class _Keep:
         moved = ir.node(node.op_type, [inner, *node.inputs[1:]], dict(node.attributes))
         return self._place(moved, value)
 
-    def _insert(self, op_type: str, inputs: list[ir.Value | None], like: ir.Value) -> ir.Value:
+    def insert(self, op_type: str, inputs: list[ir.Value | None], like: ir.Value) -> ir.Value:
+        """A boolean in front of the anchor, shaped like another value."""
         return self._place(ir.node(op_type, inputs), like)
 
     def _place(self, node: ir.Node, like: ir.Value) -> ir.Value:

@@ -45,6 +45,25 @@ def feeds() -> dict[str, np.ndarray]:
     return {"x": x, "keep": keep, "mask": keep.astype(np.int64)}
 
 
+BIASED = {
+    "added": "b = Where(k, zero, low) c = Add(b, bias) s = Add(x, c)",
+    "kept": "b = Where(k, bias, low) s = Add(b, x)",
+    "hidden": "n = Not(k) b = Where(n, infinity, bias) s = Add(x, b)",
+}
+
+
+@pytest.mark.parametrize("form", BIASED)
+def test_a_bias_before_the_mask_is_added_to_the_scores(form: str) -> None:
+    bias = np.random.default_rng(2).normal(size=(1, 3, 4)).astype(np.float32)
+    text = f"{HEAD} {{ k = Unsqueeze(keep, axes) {BIASED[form]} y = Softmax(s) }}"
+    before = graph(text, {**CONSTANTS, "bias": bias})
+    after = before.clone()
+    assert write_mask_as_where(after.graph) > 0
+    check(after)
+    assert {name: ops(after)[name] for name in ("Add", "Where")} == {"Add": 1, "Where": 1}
+    assert largest_difference(before, after, feeds()).relative < 1e-6
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_becomes_a_boolean_where_of_the_same_meaning(form: str) -> None:
     before = model(form)
