@@ -70,7 +70,7 @@ def _behind_bias(graph: ir.Graph, made: ir.Node, scores: ir.Value, biased: ir.Va
     bias, keep = _parted(_Keep(graph, made), None if biased is None else biased.producer())
     if bias is None or keep is None:
         return False
-    total = new_node("Add", [scores, bias], like=scores, shape=scores.shape)
+    total = new_node("Add", [scores, bias], like=scores, shape=list(scores.shape or ()))
     replace(made, [total, new_node("Where", [keep, total.outputs[0], _lowest(graph)])])
     return True
 
