@@ -339,7 +339,7 @@ MOVES = [
     "ReverseSequence",
 ]
 
-SPREADS = ("Gather", "Expand", "Slice")
+SPREADS = ("Gather", "Expand", "Slice", "Tile")
 """Move constants too: rows of an embedding, a class token for every sample,
 rotary angles so far."""
 
