@@ -12,7 +12,8 @@ takes the codes of all; with s = its range the weights have the outliers instead
 the first and the last normalised to a geometric mean of one. For every source the candidate is kept
 whose product, with input and weights rounded to the recipe's widths, is nearest to the float
 product on samples that s was not made from; s = 1 is a candidate, and the winner must gain GAIN
-over it.
+over it. Sources whose products have weights in common (tied layers) take one s, so that they keep
+them in common.
 """
 
 from __future__ import annotations
@@ -69,15 +70,29 @@ def balance_channels(
         return model, ()
     rows = _rows(model, list(found), batches)
     done = []
-    for name, (node, products) in found.items():
-        weights = np.concatenate([_rows_first(product) for product in products], axis=1)
-        made = _best(rows[name], weights, (weight_bits, activation_bits))
+    for names in _tied({name: products for name, (_, products) in found.items()}):
+        meetings = [(rows[name], _weights(found[name][1])) for name in names]
+        made = _best(meetings, (weight_bits, activation_bits))
         if made is not None:
             candidate, factor, before, after = made
-            (_divide_norm if _is_norm(node) else _divide_function)(model.graph, node, factor)
+            for node in (found[name][0] for name in names):
+                (_divide_norm if _is_norm(node) else _divide_function)(model.graph, node, factor)
+                done.append(Balanced(str(node.name), candidate, before, after))
+            products = [product for name in names for product in found[name][1]]
             _multiply_weights(model.graph, products, factor)
-            done.append(Balanced(str(node.name), candidate, before, after))
     return model, tuple(done)
+
+
+def _tied(products: Mapping[str, list[ir.Node]]) -> list[list[str]]:
+    """The sources in groups whose products have weights in common, in order of the first."""
+    group_of: dict[ir.Value | None, list[str]] = {}
+    for name, nodes in products.items():
+        weights = [node.inputs[1] for node in nodes]
+        merged = {id(g): g for w in weights if (g := group_of.get(w)) is not None}
+        group = [other for known in merged.values() for other in known] + [name]
+        others = [w for w, known in group_of.items() if id(known) in merged]
+        group_of |= dict.fromkeys([*weights, *others], group)
+    return list({id(group): group for group in group_of.values()}.values())
 
 
 def _is_norm(node: ir.Node) -> bool:
@@ -129,6 +144,11 @@ def _rows_first(product: ir.Node) -> Array:
     return wide.T if int_attribute(product, "transB", 0) else wide
 
 
+def _weights(products: list[ir.Node]) -> Array:
+    """The weights of all products that read one source, beside each other: [in, out] float64."""
+    return np.concatenate([_rows_first(product) for product in products], axis=1)
+
+
 def _rows(model: ir.Model, names: list[str], batches: Batches) -> dict[str, Array]:
     """Up to ROWS rows of every tensor, spread over the samples: [rows, channels]."""
     runner = FloatRunner(model, names)
@@ -146,13 +166,21 @@ def _rows(model: ir.Model, names: list[str], batches: Batches) -> dict[str, Arra
     return {name: np.concatenate(parts).astype(np.float64) for name, parts in taken.items()}
 
 
-def _best(x: Array, weight: Array, bits: tuple[int, int]) -> tuple[str, Array, float, float] | None:
-    """Name, factor, error before and after of the best candidate; None if s = 1 is good enough."""
-    made_from, held_out = x[::2], x[1::2]
-    if len(held_out) < 2:
+def _best(
+    meetings: list[tuple[Array, Array]], bits: tuple[int, int]
+) -> tuple[str, Array, float, float] | None:
+    """Name, factor, error before and after of the best candidate; None if s = 1 is good enough.
+
+    meetings: rows [n, in] and weights [in, out] of every source that s is to serve.
+    """
+    held_out = [(x[1::2], weight) for x, weight in meetings]
+    if any(len(x) < 2 for x, _ in held_out):
         return None
+    made_from = np.concatenate([x[::2] for x, _ in meetings])
+    weights = np.concatenate([weight for _, weight in meetings], axis=1)
     errors = {
-        name: (_error(held_out, weight, s, bits), s) for name, s in _candidates(made_from, weight)
+        name: (float(np.mean([_error(x, weight, s, bits) for x, weight in held_out])), s)
+        for name, s in _candidates(made_from, weights)
     }
     before = errors["none"][0]
     name = min(errors, key=lambda key: errors[key][0])
@@ -209,13 +237,21 @@ def _divide_function(graph: ir.Graph, function: ir.Node, factor: Array) -> None:
 
 
 def _multiply_weights(graph: ir.Graph, products: list[ir.Node], factor: Array) -> None:
-    """Multiply the rows of the weights; each gets a constant of its own."""
+    """Multiply the rows of the weights; what is shared by products stays shared by them."""
+    made: dict[tuple[ir.Value | None, int], ir.Value] = {}
     for node in products:
-        rows = _rows_first(node) * factor[:, None]
-        _replace(graph, node, 1, rows.T if int_attribute(node, "transB", 0) else rows)
+        key = node.inputs[1], int_attribute(node, "transB", 0)
+        if key not in made:
+            rows = _rows_first(node) * factor[:, None]
+            made[key] = _initializer(graph, node, 1, rows.T if key[1] else rows)
+        node.replace_input_with(1, made[key])
 
 
 def _replace(graph: ir.Graph, node: ir.Node, index: int, array: Array) -> None:
+    node.replace_input_with(index, _initializer(graph, node, index, array))
+
+
+def _initializer(graph: ir.Graph, node: ir.Node, index: int, array: Array) -> ir.Value:
     value = node.inputs[index]
     name = f"{value.name if value is not None else node.name}/balanced"
-    node.replace_input_with(index, add_initializer(graph, name, array.astype(np.float32)))
+    return add_initializer(graph, name, array.astype(np.float32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from ptq.integer import claims
 from ptq.integer.units import Unit
 from ptq.integer.weights import unit_axis, unit_weight
 from ptq.passes.context import Context, Progress
+from ptq.passes.rounding import Curvature, damped
 
 POSITIONS = 64
+DAMP_SAMPLES = 10.0
+DAMP_RANGE = (0.01, 0.1)
 ROWS_A_COLUMN = 16
 
 Array = npt.NDArray[Any]
@@ -34,6 +38,18 @@ class Moments:
     count: int = 0
     samples: int = 0
 
+    @cached_property
+    def curvature(self) -> Curvature:
+        """The matrix H of the layer error tr(dW H dW^T), of all that was added.
+
+        Not centred, although bias correction removes the mean error: means differ from sample to
+        sample. Damped in proportion to how few samples it was estimated from: DAMP_SAMPLES /
+        samples of its mean diagonal, within DAMP_RANGE.
+        """
+        gram = self.gram / max(self.count, 1)
+        share = float(np.clip(DAMP_SAMPLES / max(self.samples, 1), *DAMP_RANGE))
+        return Curvature(damped(gram, share))
+
     def add(self, columns: Array, samples: int) -> None:
         """Add positions of so many samples: columns [groups, n, K]."""
         self.samples += samples
@@ -44,28 +60,41 @@ class Moments:
 
 
 def collect_moments(
-    context: Context, units: Sequence[Unit], positions: int = POSITIONS
+    context: Context, sharers: Sequence[Sequence[Unit]], positions: int = POSITIONS
 ) -> dict[str, Moments]:
-    """Moments of the float model's inputs to `units`, one pass over the samples.
+    """Moments of what every weight meets in the float model, by the name of its first unit.
 
+    One pass over the samples. Weights that read the same tensors the same way (queries, keys and
+    values) share one object.
+    sharers: for every weight the units that multiply with it.
     positions: at most so many output positions of an image are read; the first batch raises it
         where a wide layer would otherwise see fewer than ROWS_A_COLUMN rows a column.
     """
-    taps = list(dict.fromkeys(unit.inputs[0] for unit in units))
+    readers = {tuple(reading(u) for u in units): units for units in sharers}
+    taps = list(dict.fromkeys(unit.inputs[0] for units in readers.values() for unit in units))
     runner = FloatRunner(context.model, taps)
-    moments = {unit.name: empty_moments(unit) for unit in units}
+    moments = {key: empty_moments(units[0]) for key, units in readers.items()}
     generator = context.generator()
     size = context.batch_size(taps)
     for done, batch in enumerate(context.batches(size), 1):
         tapped = runner.run(batch)
-        for unit in units:
-            x = tapped[unit.inputs[0]]
-            wanted = ROWS_A_COLUMN * moments[unit.name].gram.shape[-1] // context.recipe.samples
-            sample = columns(unit, x, max(positions, wanted), generator)
-            moments[unit.name].add(sample, len(x))
+        for key, units in readers.items():
+            wanted = ROWS_A_COLUMN * moments[key].gram.shape[-1] // context.recipe.samples
+            for unit in units:
+                x = tapped[unit.inputs[0]]
+                sample = columns(unit, x, max(positions, wanted), generator)
+                moments[key].add(sample, len(x))
         context.report(Progress("collect second moments", done, context.batches_of(size)))
     runner.close()
-    return moments
+    return {units[0].name: moments[tuple(reading(u) for u in units)] for units in sharers}
+
+
+def reading(unit: Unit) -> tuple[object, ...]:
+    """What decides which vectors a unit's weight meets."""
+    if unit.kind != "conv":
+        return (unit.inputs[0], weight_rows(unit).shape[1])
+    window = (claims.integers(unit.node, name, ()) for name in ("strides", "dilations", "pads"))
+    return (unit.inputs[0], unit_weight(unit).shape[1:], groups(unit), *window)
 
 
 def collect_squares(
@@ -114,16 +143,21 @@ def gram_bytes(unit: Unit) -> int:
     return 8 * groups(unit) * int(weight_rows(unit).shape[1]) ** 2
 
 
-def batches_of_units(units: Sequence[Unit], limit_bytes: int) -> Iterator[list[Unit]]:
-    """Consecutive units whose Gram matrices together stay within a limit (one at least)."""
-    part: list[Unit] = []
+def batches_of_units(
+    sharers: Sequence[Sequence[Unit]], limit_bytes: int
+) -> Iterator[list[Sequence[Unit]]]:
+    """Consecutive weights whose Gram matrices together stay within a limit (one at least).
+
+    sharers: for every weight the units that multiply with it.
+    """
+    part: list[Sequence[Unit]] = []
     used = 0
-    for unit in units:
-        if part and used + gram_bytes(unit) > limit_bytes:
+    for units in sharers:
+        if part and used + gram_bytes(units[0]) > limit_bytes:
             yield part
             part, used = [], 0
-        part.append(unit)
-        used += gram_bytes(unit)
+        part.append(units)
+        used += gram_bytes(units[0])
     if part:
         yield part
 

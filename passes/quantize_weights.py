@@ -1,13 +1,15 @@
 """Quantise every weight: a scale the integer contract allows, then second-order rounding.
 
 One pass over the samples serves both: the second moments of a layer's inputs weigh the search
-for clip and zero point, and say which way each weight had better round.
+for clip and zero point, and say which way each weight had better round. A weight that several
+layers multiply with (unrolled steps, tied layers) is rounded once, on the moments of them all.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,13 +21,19 @@ from ptq.integer.arithmetic import exact_shift, nudge_scales
 from ptq.integer.pairs import Pairs
 from ptq.integer.units import Unit
 from ptq.integer.weights import unit_axis, unit_pairs, unit_weight
-from ptq.passes.collect_grams import Moments, batches_of_units, collect_moments, weight_rows
+from ptq.passes.collect_grams import (
+    Moments,
+    batches_of_units,
+    collect_moments,
+    groups,
+    weight_rows,
+)
 from ptq.passes.context import Context, Progress
 from ptq.passes.rounding import (
-    Feedback,
+    Curvature,
     capped_codes,
     damped,
-    gptq,
+    feed_back,
     refine,
     row_errors,
     search_scales,
@@ -41,8 +49,8 @@ from ptq.passes.rounding.integer_blocks import (
 )
 from ptq.plan import LayerGrid, Plan, WeightPlan
 
-DAMP_SAMPLES = 10.0
-DAMP_RANGE = (0.01, 0.1)
+LOOSE = 0.01
+"""Share that a scale may differ by from the one that a shared weight was rounded on."""
 DATA_FREE: dict[str, Callable[[Floats, Grid, Floats, Integers], Codes]] = {
     "nearest": lambda w, grid, scale, zero_point: grid.quantize(w, scale, zero_point),
     "squant": squant,
@@ -66,14 +74,46 @@ class QuantizeWeights:
     def __call__(self, context: Context, plan: Plan) -> Plan:
         """A plan with grid, scales, zero points and codes for every weight."""
         second_order = context.recipe.rounding == "gptq"
-        units = context.outline.weighted
-        for part in batches_of_units(units, self.gram_bytes):
+        sharers = list(units_by_weight(context, plan))
+        for part in batches_of_units(sharers, self.gram_bytes):
             moments = collect_moments(context, part) if second_order else {}
-            for done, unit in enumerate(part, 1):
-                weight = quantize_weight(context, plan, unit, moments.pop(unit.name, None))
-                plan = plan.with_weights({unit.name: weight})
-                context.report(Progress("round weights", done, len(part), unit.name))
+            for done, units in enumerate(part, 1):
+                name = units[0].name
+                found = quantize_shared(context, plan, units, moments.pop(name, None))
+                plan = plan.with_weights(found)
+                context.report(Progress("round weights", done, len(part), name))
         return plan
+
+
+def units_by_weight(context: Context, plan: Plan) -> Iterator[tuple[Unit, ...]]:
+    """Units that multiply with equal weights, rounded to the same grid, in order of the first."""
+    found: dict[tuple[object, ...], list[Unit]] = {}
+    for unit in context.outline.weighted:
+        shapes = grids(context, plan, unit)
+        pairs = [pairs_to_cap(context, plan, unit, g) for g in shapes if isinstance(g, Grid)]
+        rounding = shapes, tuple(p and p.limit for p in pairs), unit.kind, groups(unit)
+        rows = weight_rows(unit)
+        digest = hashlib.blake2b(rows.tobytes()).digest()
+        found.setdefault((digest, rows.shape, *rounding), []).append(unit)
+    yield from map(tuple, found.values())
+
+
+def quantize_shared(
+    context: Context, plan: Plan, units: Sequence[Unit], moments: Moments | None
+) -> dict[str, WeightPlan]:
+    """One weight's plan for each of its units: the same codes, and scales nudged for each.
+
+    moments: of all of them. A unit whose multiplier is so small that nudging moves its scales by
+    more than LOOSE is rounded alone.
+    """
+    first = quantize_weight(context, plan, units[0], moments)
+    found = {units[0].name: first}
+    for unit in units[1:]:
+        scale = snapping(context, plan, unit)(first.scale)
+        near = np.allclose(scale, first.scale, rtol=LOOSE, atol=0.0)
+        own = replace(first, scale=scale) if near else quantize_weight(context, plan, unit, moments)
+        found[unit.name] = own
+    return found
 
 
 def quantize_weight(
@@ -83,8 +123,8 @@ def quantize_weight(
 
     Without moments by plain weight error and nearest levels.
     """
-    gram = None if moments is None else second_moment(moments)
-    trials = [round_to(context, plan, unit, gram, grid) for grid in grids(context, plan, unit)]
+    h = None if moments is None else moments.curvature
+    trials = [round_to(context, plan, unit, h, grid) for grid in grids(context, plan, unit)]
     return min(trials, key=lambda trial: trial[1])[0]
 
 
@@ -97,16 +137,16 @@ def grids(context: Context, plan: Plan, unit: Unit) -> tuple[LayerGrid, ...]:
 
 
 def round_to(
-    context: Context, plan: Plan, unit: Unit, gram: Floats | None, shape: LayerGrid
+    context: Context, plan: Plan, unit: Unit, h: Curvature | None, shape: LayerGrid
 ) -> tuple[WeightPlan, float]:
     """One layer's weight on one shape of grid, and its output's error (None: the weight's)."""
     rows = weight_rows(unit).astype(np.float64)
     if isinstance(shape, Grid):
-        return finished(unit, shape, round_rows(context, plan, unit, rows, gram, shape))
+        return finished(unit, shape, round_rows(context, plan, unit, rows, h, shape))
     found = Rounded.like(rows)
     for grid in dict.fromkeys(shape):
         chosen = np.flatnonzero([each == grid for each in shape])
-        own = gram if gram is None or len(gram) == 1 else gram[chosen]
+        own = None if h is None else h.of_groups(chosen)
         found.put(chosen, round_rows(context, plan, unit, rows[chosen], own, grid))
     weight, error = finished(unit, max(shape, key=shape.count), found)
     return replace(weight, powers=np.array([grid.power for grid in shape])), error
@@ -139,26 +179,40 @@ class Rounded:
 
 
 def round_rows(
-    context: Context, plan: Plan, unit: Unit, rows: Floats, gram: Floats | None, grid: Grid
+    context: Context, plan: Plan, unit: Unit, rows: Floats, h: Curvature | None, grid: Grid
 ) -> Rounded:
     """Scales, zero points and codes of some channels of a weight on one grid."""
     if in_blocks(context, unit, grid):
-        return round_blocks(context, plan, unit, rows, gram, grid)
+        return round_blocks(context, plan, unit, rows, None if h is None else h.gram, grid)
     snap, pairs = snapping(context, plan, unit), pairs_to_cap(context, plan, unit, grid)
-    weighings = (None,) if gram is None else (gram, None)
-    searches = [search_scales(rows, grid, g, snap=snap, pairs=pairs) for g in weighings]
-    if gram is None:
-        scale, zero_point = searches[0]
+    if h is None:
+        scale, zero_point = search_scales(rows, grid, snap=snap, pairs=pairs)
         codes = DATA_FREE[context.recipe.rounding](by_kernel(unit, rows), grid, scale, zero_point)
-        codes = codes.reshape(rows.shape)
-    else:
-        codes, scale, zero_point = best_rounding(rows, gram, grid, searches)
-        codes, scale = refine(rows, codes, gram, grid, scale, zero_point, snap)
-    codes = capped_codes(codes, zero_point, pairs)
-    w_hat = grid.dequantize(codes, scale, zero_point)
-    if gram is None:
-        return Rounded(codes, scale, zero_point, np.square(w_hat - rows).sum(axis=1))
-    return Rounded(codes, scale, zero_point, row_errors(rows, w_hat, gram))
+        codes = capped_codes(codes.reshape(rows.shape), zero_point, pairs)
+        difference = grid.dequantize(codes, scale, zero_point) - rows
+        return Rounded(codes, scale, zero_point, np.square(difference).sum(axis=1))
+    trials = []
+    for diagonal in (h.diagonal, None):
+        scale, zero_point = search_scales(rows, grid, diag=diagonal, snap=snap, pairs=pairs)
+        codes, error = feed_back(rows, h.factor, grid, scale, zero_point, pairs=pairs)
+        trials.append(Rounded(codes, scale, zero_point, error))
+    best = better_rows(*trials)
+    codes, scale = refine(
+        rows, best.codes, h.gram, grid, best.scale, best.zero_point, snap, pairs=pairs
+    )
+    error = row_errors(rows, grid.dequantize(codes, scale, best.zero_point), h.gram)
+    return Rounded(codes, scale, best.zero_point, error)
+
+
+def better_rows(first: Rounded, second: Rounded) -> Rounded:
+    """Each row as it was rounded with the smaller error."""
+    take = first.error <= second.error
+    return Rounded(
+        np.where(take[:, None], first.codes, second.codes),
+        np.where(take, first.scale, second.scale),
+        np.where(take, first.zero_point, second.zero_point),
+        np.where(take, first.error, second.error),
+    )
 
 
 def in_blocks(context: Context, unit: Unit, grid: Grid) -> bool:
@@ -200,47 +254,6 @@ def by_kernel(unit: Unit, rows: Floats) -> Floats:
     """[channels, K] -> [channels, in, k]: k elements a kernel, 1 for matrix products."""
     kernel = math.prod(unit_weight(unit).shape[2:]) if unit.kind == "conv" else 1
     return rows.reshape(len(rows), -1, kernel)
-
-
-def second_moment(moments: Moments) -> Floats:
-    """The matrix H of the layer error tr(dW H dW^T), [groups, K, K].
-
-    Not centred, although bias correction removes the mean error: means differ from sample to
-    sample. Damped in proportion to how few samples it was estimated from: DAMP_SAMPLES / samples
-    of its mean diagonal, within DAMP_RANGE.
-    """
-    gram = moments.gram / max(moments.count, 1)
-    return damped(gram, float(np.clip(DAMP_SAMPLES / max(moments.samples, 1), *DAMP_RANGE)))
-
-
-def best_rounding(
-    rows: Floats, gram: Floats, grid: Grid, searches: Sequence[tuple[Floats, Integers]]
-) -> tuple[Codes, Floats, Integers]:
-    """Round on several choices of scale, and keep each row's best by its output error.
-
-    rows: [channels, K]; gram: [groups, K, K]; searches: (scale, zero_point), [channels] each.
-    All choices share one factorisation of the Gram matrix.
-    """
-    groups, trials = len(gram), len(searches)
-
-    def spread(parts: Sequence[Array]) -> Array:
-        """[channels, ...] of every trial, joined within each group."""
-        grouped = [part.reshape(groups, -1, *part.shape[1:]) for part in parts]
-        joined = np.concatenate(grouped, axis=1)
-        return joined.reshape(-1, *joined.shape[2:])
-
-    def split(joined: Array) -> Array:
-        """The inverse of `spread`: [trials, channels, ...]."""
-        parts = joined.reshape(groups, trials, -1, *joined.shape[1:])
-        return np.moveaxis(parts, 1, 0).reshape(trials, len(rows), *joined.shape[1:])
-
-    w = spread([rows] * trials)
-    scale, zero_point = (spread(column) for column in zip(*searches, strict=True))
-    codes = gptq(w, gram, grid, scale, zero_point, Feedback(damp=0.0))
-    error = row_errors(w, grid.dequantize(codes, scale, zero_point), gram)
-    winner = split(error).argmin(axis=0)
-    each = np.arange(len(rows))
-    return split(codes)[winner, each], split(scale)[winner, each], split(zero_point)[winner, each]
 
 
 def snapping(context: Context, plan: Plan, unit: Unit) -> Snap:

@@ -5,7 +5,8 @@ Conventions, everywhere: w is [rows, K] with one row an output channel, Gram mat
 """
 
 from ptq.passes.rounding.coordinate import coordinate_descent
-from ptq.passes.rounding.error_feedback import Feedback, gptq
+from ptq.passes.rounding.curvature import Curvature
+from ptq.passes.rounding.error_feedback import Factor, Feedback, feed_back, gptq
 from ptq.passes.rounding.exponent_search import candidate_grids, shape_errors
 from ptq.passes.rounding.flip import squant
 from ptq.passes.rounding.layer_error import damped, row_errors
@@ -14,6 +15,8 @@ from ptq.passes.rounding.range_search import capped_codes, search_scales
 from ptq.passes.rounding.refit import refine, refit_scale
 
 __all__ = [
+    "Curvature",
+    "Factor",
     "Feedback",
     "affine",
     "bias_shift",
@@ -21,6 +24,7 @@ __all__ = [
     "capped_codes",
     "coordinate_descent",
     "damped",
+    "feed_back",
     "gptq",
     "refine",
     "refit_scale",

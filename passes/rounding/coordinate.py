@@ -5,7 +5,8 @@ With everything but column k fixed, the error is a parabola in dw_k with its min
     dw_k = -sum_{i != k} dw_i H_ik / H_kk
 
 so the best code of column k is the level nearest to w_k + that, however many levels away it is.
-Every step lowers the error; the cost does not depend on the number of samples.
+Every step lowers the error; the cost does not depend on the number of samples. dW H is one matrix
+product; after that a code that moves adds a row of H to it, and few move once rounding was good.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ptq.grid import Codes, Floats, Grid, Integers
+from ptq.integer.pairs import Pairs
 from ptq.passes.rounding.layer_error import by_group
 from ptq.passes.rounding.levels import BlockLevels, Levels, levels_of
+from ptq.passes.rounding.pair_room import PairRoom, with_alone
 
 Array = npt.NDArray[np.float64]
 
-BLOCK = 64
 LEAST_GAIN = 1e-9  # of H_kk scale^2: ties must not move for ever
 
 
-def coordinate_descent(
+def coordinate_descent(  # noqa: PLR0913 - the operands of `gptq`, and when to stop
     w: Floats,
     codes: Codes,
     gram: Floats,
@@ -31,56 +33,66 @@ def coordinate_descent(
     scale: Floats,
     zero_point: Integers,
     sweeps: int = 8,
+    *,
+    pairs: Pairs | None = None,
+    settled: float = 0.0,
 ) -> Codes:
-    """Improve the codes until nothing changes, or for `sweeps` passes over the columns.
+    """Improve the codes until a sweep gains no more than a share of the error, or for `sweeps`.
 
     w: [rows, K]; codes: [rows, K] uint8; gram: [groups, K, K]; scale, zero_point: [rows], or of one
-    group [rows, blocks].
+    group [rows, blocks]. pairs: no weight moves beyond what these leave it (uniform grids).
     Returns [rows, K] uint8 whose error is at most that of `codes`. Columns that never see an input
     keep their codes.
     """
     levels = levels_of(grid, scale, zero_point, np.arange(w.shape[1]))
     rows = by_group(w, gram)
+    room = None if pairs is None else PairRoom.of(pairs, zero_point, rows.shape)
     difference = by_group(levels.decode(codes.astype(np.float64)), gram) - rows
-    result = codes.reshape(rows.shape).copy()
+    pull = difference @ gram
+    error = float(np.einsum("gnk,gnk->", pull, difference))
+    middle = zero_point if zero_point.ndim == 1 else zero_point[:, 0]
+    result = with_alone(codes.reshape(rows.shape), middle)
     for _ in range(sweeps):
-        before = result.copy()
-        for start in range(0, rows.shape[2], BLOCK):
-            descend(slice(start, start + BLOCK), rows, result, difference, gram, levels)
-        if np.array_equal(before, result):
+        gained = sweep(rows, result, difference, pull, gram, levels, room)
+        if gained <= settled * error:
             break
-    return result.reshape(codes.shape)
+        error -= gained
+    return np.ascontiguousarray(result[:, :, :-1]).reshape(codes.shape)
 
 
-def descend(
-    block: slice,
+def sweep(
     rows: Array,
     codes: Codes,
     difference: Array,
+    pull: Array,
     gram: Floats,
     levels: Levels | BlockLevels,
-) -> None:
-    """One pass over a block of columns; changes `codes` and `difference`, [groups, n, K]."""
-    groups, n, _ = rows.shape
-    pull = difference @ gram[:, :, block]
-    own = np.ascontiguousarray(difference[:, :, block])
-    near = gram[:, block, block]
-    for j in range(own.shape[2]):
-        curvature = near[:, j, j, None]
+    room: PairRoom | None,
+) -> float:
+    """One pass over the columns; changes codes, difference and pull, [groups, n, K].
+
+    codes has one column more, see `with_alone`. Returns how much the error fell.
+    """
+    groups, n, size = rows.shape
+    gained = 0.0
+    for k in range(size):
+        curvature = gram[:, k, k, None]
         live = curvature > 0
-        w, d, p = rows[:, :, block.start + j], own[:, :, j], pull[:, :, j]
+        w, d, p = rows[:, :, k], difference[:, :, k], pull[:, :, k]
+        here = levels.column(k)
         target = w + d - p / np.where(live, curvature, 1.0)
-        here = levels.column(block.start + j)
-        code = here.nearest(target.reshape(-1))
-        step = here.decode(code).reshape(groups, n) - w - d
+        code = here.nearest(target.reshape(-1)).reshape(groups, n)
+        if room is not None:
+            code = room.clamp(code, np.full(groups, k), codes)
+        step = here.decode(code.reshape(-1)).reshape(groups, n) - w - d
         gain = -step * (2.0 * p + step * curvature)
         least = LEAST_GAIN * np.square(here.scale).reshape(groups, n)
-        take = live & (gain > least * curvature)
-        if not take.any():
+        group, row = np.nonzero(live & (gain > least * curvature))
+        if not len(row):
             continue
-        step = np.where(take, step, 0.0)
-        pull[:, :, j + 1 :] += step[:, :, None] * near[:, None, j, j + 1 :]
-        own[:, :, j] += step
-        column = codes[:, :, block.start + j]
-        column[take] = code.reshape(groups, n)[take]
-    difference[:, :, block] = own
+        moved = step[group, row]
+        codes[group, row, k] = code[group, row]
+        difference[group, row, k] += moved
+        pull[group, row] += moved[:, None] * gram[group, k]
+        gained += float(gain[group, row].sum())
+    return gained

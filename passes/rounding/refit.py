@@ -11,12 +11,14 @@ from collections.abc import Callable
 import numpy as np
 
 from ptq.grid import Codes, Floats, Grid, Integers
+from ptq.integer.pairs import Pairs
 from ptq.passes.rounding.coordinate import coordinate_descent
 from ptq.passes.rounding.layer_error import by_group
 
 Snap = Callable[[Floats], Floats]
 
 ROUNDS = 4
+SETTLED = 0.003
 
 
 def refit_scale(
@@ -46,7 +48,7 @@ def refit_scale(
     return np.where(sound & (gain > 0), snapped, scale)
 
 
-def refine(
+def refine(  # noqa: PLR0913 - the operands of `gptq`, and what bounds them
     w: Floats,
     codes: Codes,
     gram: Floats,
@@ -54,16 +56,24 @@ def refine(
     scale: Floats,
     zero_point: Integers,
     snap: Snap,
+    *,
+    pairs: Pairs | None = None,
 ) -> tuple[Codes, Floats]:
     """Coordinate descent on the codes and refitted scales in turn; the error never rises.
 
-    scale: [rows], already snapped. Returns codes [rows, K] uint8 and scales [rows].
+    scale: [rows], already snapped. pairs: see `coordinate_descent`.
+    Ends when a turn moves fewer than SETTLED of the codes and no sweep gains as much of the error.
+    Returns codes [rows, K] uint8 and scales [rows].
     """
-    codes = coordinate_descent(w, codes, gram, grid, scale, zero_point)
     for _ in range(ROUNDS):
+        before = codes
+        codes = coordinate_descent(
+            w, before, gram, grid, scale, zero_point, pairs=pairs, settled=SETTLED
+        )
         refitted = refit_scale(w, codes, gram, grid, scale, zero_point, snap)
         if np.array_equal(refitted, scale):
             break
         scale = refitted
-        codes = coordinate_descent(w, codes, gram, grid, scale, zero_point)
+        if np.count_nonzero(codes != before) <= SETTLED * codes.size:
+            break
     return codes, scale

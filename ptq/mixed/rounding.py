@@ -93,10 +93,10 @@ def round_all(study: Study, jobs: Iterable[Job]) -> dict[str, Rounded]:
 
 
 def _compute(context: Context, missing: dict[str, list[Job]], folder: Path) -> None:
-    units = [jobs[0].unit for jobs in missing.values()]
-    for part in batches_of_units(units, GRAM_BYTES):
+    alone = [(jobs[0].unit,) for jobs in missing.values()]
+    for part in batches_of_units(alone, GRAM_BYTES):
         moments = collect_moments(context, part)
-        for done, unit in enumerate(part, 1):
+        for done, (unit,) in enumerate(part, 1):
             seen = moments.pop(unit.name)
             for job in missing[unit.name]:
                 _write(folder / job.key, job.unit.name, _round(job, seen))

@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("mixed")
     write_cnn(made)
     # large enough for narrow codes to be packed
-    wide = np.random.default_rng(2).normal(size=(96, 3, 3, 3)).astype(np.float32)
+    wide = np.random.default_rng(4).normal(size=(96, 3, 3, 3)).astype(np.float32)
     onnx.save(small_cnn(weight=wide), made / "model.onnx")
     return made
 

@@ -83,3 +83,24 @@ def test_a_function_is_balanced_by_a_table_a_channel(form: str) -> None:
 def test_what_is_no_curve_of_one_tensor_is_left_alone(body: str) -> None:
     _, done = balance_channels(function(f"{body} y = MatMul(g, w)"), batches, *BITS)
     assert not done
+
+
+def tied(widest: float) -> ir.Model:
+    """Two norms whose products have one weight."""
+    scale = np.ones(16, np.float32)
+    scale[3] = widest
+    weights = {"s": scale, "b": draw(16), "w": draw(16, 16), "v": draw(16, 6)}
+    body = "n = LayerNormalization(x, s, b) h = MatMul(n, w) m = LayerNormalization(h, s, b)"
+    text = (
+        f"(float[N, 5, 16] x) => (float[N, 5, 6] y) {{ {body} g = MatMul(m, w) y = MatMul(g, v) }}"
+    )
+    return graph(text, weights)
+
+
+def test_layers_that_share_a_weight_go_on_sharing_it() -> None:
+    before = tied(60.0)
+    after, done = balance_channels(before, batches, *BITS)
+    assert len(done) == 2
+    assert largest_difference(before, after, {"x": draw(4, 5, 16, seed=99)}).relative < 1e-5
+    first, second = [node for node in after.graph if node.op_type == "MatMul"][:2]
+    assert first.inputs[1] is second.inputs[1]

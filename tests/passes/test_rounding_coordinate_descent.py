@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 
 from ptq.grid import Codes, Floats, Grid
 from ptq.integer.arithmetic import nudge_scales
-from ptq.passes.rounding import coordinate_descent, gptq, refine, refit_scale, row_errors
+from ptq.integer.pairs import Pairs
+from ptq.passes.rounding import (
+    Factor,
+    Feedback,
+    capped_codes,
+    coordinate_descent,
+    feed_back,
+    gptq,
+    refine,
+    refit_scale,
+    row_errors,
+)
 from tests.passes.rounding_cases import GRIDS, Case, case
 
 
@@ -139,8 +150,37 @@ def test_refining_scales_gains_over_codes_alone(grid: Grid) -> None:
         start = gptq(c.w, c.gram, grid, snapped, c.zero_point)
         codes = coordinate_descent(c.w, start, c.gram, grid, snapped, c.zero_point)
         both, scale = refine(c.w, start, c.gram, grid, snapped, c.zero_point, nudge)
-        assert (errors(c, both, scale) <= errors(c, codes, snapped) * (1 + 1e-9)).all()
+        assert (errors(c, both, scale) <= errors(c, start, snapped) * (1 + 1e-9)).all()
         np.testing.assert_array_equal(nudge(scale), scale)
         ratios.append(errors(c, both, scale).sum() / errors(c, codes, snapped).sum())
     if grid.bits < 8:
         assert np.mean(ratios) < 0.99
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(24,), (6, 2, 2), (5, 3)]))
+def test_rounding_stays_within_what_pairs_may_sum_to(seed: int, shape: tuple[int, ...]) -> None:
+    """Better than capping what was rounded without a thought of it, as error is fed back."""
+    c = case(seed, Grid(8, symmetric=True), size=int(np.prod(shape)))
+    pairs = Pairs.of(shape, 255)
+    tight = c.scale * 0.7
+    options = (c.grid, tight, c.zero_point)
+    factor = Factor.of(c.gram, Feedback(damp=0.0))
+    codes, error = feed_back(c.w, factor, *options, pairs=pairs)
+    np.testing.assert_allclose(error, errors(c, codes, tight), rtol=1e-6)
+    assert pairs.safe(codes.astype(int) - 128)
+    better, scale = refine(c.w, codes, c.gram, *options, nudge, pairs=pairs)
+    assert pairs.safe(better.astype(int) - 128)
+    assert (errors(c, better, scale) <= error * (1 + 1e-6)).all()
+
+
+def test_room_for_pairs_costs_less_than_capping() -> None:
+    ratios = []
+    for seed in range(10):
+        c = case(seed, Grid(8, symmetric=True), size=48)
+        pairs, tight = Pairs.of((48,), 255), c.scale * 0.8
+        options = (c.grid, tight, c.zero_point)
+        factor = Factor.of(c.gram, Feedback(damp=0.0))
+        _, within = feed_back(c.w, factor, *options, pairs=pairs)
+        capped = capped_codes(feed_back(c.w, factor, *options)[0], c.zero_point, pairs)
+        ratios.append(within.sum() / errors(c, capped, tight).sum())
+    assert np.mean(ratios) < 0.8
