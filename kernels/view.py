@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,7 @@ def collapse(views: Sequence[View]) -> tuple[tuple[int, ...], tuple[View, ...]]:
 
 def addresses(view: View) -> npt.NDArray[np.int64]:
     """Where each element is, in row-major order of the elements."""
-    grids = np.indices(view.shape).reshape(len(view.shape), -1)
+    grids = np.indices(view.shape).reshape(len(view.shape), math.prod(view.shape))
     strides = np.asarray(view.strides, np.int64).reshape(1, -1)
     return np.asarray(view.offset + (strides @ grids)[0], np.int64)
 

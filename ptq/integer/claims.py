@@ -26,6 +26,7 @@ Claim = str | Refusal
 Rule = Callable[[ir.Node], Claim]
 
 # Kinds: conv, gemm, matmul, add, multiply, mean, window, softmax, concat, move, order, elementwise,
+# test and piecewise (a comparison that only Where reads, and such a Where: a table of one tensor),
 # shape (reads only the shape). `raw` (no float operand, or joined results): see claim_nodes.
 
 
@@ -159,6 +160,27 @@ def _with_constant(node: ir.Node) -> Claim:
     if len({id(v) for v in node.inputs if is_activation(v)}) != 1:
         return Refusal("it combines two computed tensors and has no integer form")
     return _table_refusal(node) or "elementwise"
+
+
+def _comparison(node: ir.Node) -> Claim:
+    """With a constant, for choosing between functions of the same tensor."""
+    output = node.outputs[0]
+    users = list(output.uses())
+    chooses = all(use.node.op_type == "Where" and use.idx == 0 for use in users)
+    if not users or not chooses or output.is_graph_output():
+        return Refusal("its result is more than the condition of a Where")
+    claim = _with_constant(node)
+    return "test" if claim == "elementwise" else claim
+
+
+def _where(node: ir.Node) -> Claim:
+    condition, *choices = node.inputs
+    test = None if condition is None else condition.producer()
+    if test is None or test.op_type not in COMPARISONS or _comparison(test) != "test":
+        return Refusal("it has no integer form but as the mask of a softmax")
+    if any(constant(v) is None and not is_activation(v) for v in choices):
+        return Refusal("it chooses between tensors that are not float32")
+    return _table_refusal(node) or "piecewise"
 
 
 def _divide(node: ir.Node) -> Claim:
@@ -321,6 +343,7 @@ UNARY = [
     "FastGelu",
     "Shrink",
 ]
+COMPARISONS = ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"]
 MOVES = [
     "Reshape",
     "Transpose",
@@ -353,6 +376,8 @@ RULES: dict[str, Rule] = {
     "Sub": _binary("add"),
     "Mul": _binary("multiply"),
     "Div": _divide,
+    **dict.fromkeys(COMPARISONS, _comparison),
+    "Where": _where,
     "Conv": _conv,
     "Gemm": _gemm,
     "MatMul": _matmul,

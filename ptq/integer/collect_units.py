@@ -36,6 +36,7 @@ class UnitCollector:
         self.regions: dict[str, _Region] = {}
         self.made: dict[str, int] = {}  # tensor name -> index of the unit that writes it
         self.absorbed: set[int] = set()
+        self.tests: dict[str, tuple[ir.Node, _Region]] = {}
 
     def add(self, node: ir.Node) -> None:
         """Turn one node into a unit, an island, or a part of a table."""
@@ -50,6 +51,11 @@ class UnitCollector:
             self._island(node, reason)
         elif claim == "shape":
             self._island(node, None)
+        elif claim == "test":
+            source = next(v for v in node.inputs if is_activation(v))
+            self.tests[name_of(node.outputs[0])] = node, self._after(self._root(source), node)
+        elif claim == "piecewise":
+            self._piecewise(node)
         elif claim == "elementwise" or (claim in ("add", "multiply") and self._same_root(node)):
             self._elementwise(node)
         else:
@@ -106,6 +112,24 @@ class UnitCollector:
             self.materialise(value)
             region = _Region(value, (node,))
         self.regions[name_of(node.outputs[0])] = region
+
+    def _after(self, region: _Region, node: ir.Node) -> _Region:
+        return _Region(region.root, (*region.nodes, node))
+
+    def _piecewise(self, node: ir.Node) -> None:
+        """A Where between functions of the tensor that its condition is a test of."""
+        name = name_of(node.inputs[0])
+        test, region = self.tests[name]
+        parts = [region, *(self._root(v) for v in node.inputs[1:] if is_activation(v))]
+        nodes = tuple(dict.fromkeys(n for part in parts for n in part.nodes))
+        axes = {channel_axis(v) for n in (*nodes, node) for v in n.inputs if _varies(v)}
+        if len({id(part.root) for part in parts}) == 1 and len(axes) <= 1:
+            self.regions[name_of(node.outputs[0])] = _Region(region.root, (*nodes, node))
+            return
+        if id(test) not in self.absorbed:
+            self.absorbed.add(id(test))
+            self._island(test, "it chooses between functions of other tensors")
+        self._island(node, "it chooses between functions of other tensors than the one it tests")
 
     def _fuse_clamp(self, node: ir.Node, value: ir.Value) -> bool:
         """A Relu or Clip after an arithmetic unit that nobody else reads is its saturation."""
@@ -208,4 +232,4 @@ def clamp_bounds(node: ir.Node) -> tuple[float, float] | None:
 
 
 def _varies(value: ir.Value | None) -> bool:
-    return value is not None and not is_activation(value) and channel_axis(value) != 0
+    return constant(value) is not None and channel_axis(value) != 0
