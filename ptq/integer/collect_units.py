@@ -52,8 +52,7 @@ class UnitCollector:
         elif claim == "shape":
             self._island(node, None)
         elif claim == "test":
-            source = next(v for v in node.inputs if is_activation(v))
-            self.tests[name_of(node.outputs[0])] = node, self._after(self._root(source), node)
+            self._test(node)
         elif claim == "piecewise":
             self._piecewise(node)
         elif claim == "elementwise" or (claim in ("add", "multiply") and self._same_root(node)):
@@ -105,7 +104,7 @@ class UnitCollector:
         value = next(v for v in node.inputs if v is not None and is_activation(v))
         if self._fuse_clamp(node, value) or self._fuse_factor(node, value):
             return
-        parts = [self._root(v) for v in node.inputs if v is not None and is_activation(v)]
+        parts = self._parts(node)
         nodes = list(dict.fromkeys(n for part in parts for n in part.nodes))
         region = _Region(parts[0].root, (*nodes, node))
         if len({channel_axis(v) for n in region.nodes for v in n.inputs if _varies(v)}) > 1:
@@ -113,14 +112,19 @@ class UnitCollector:
             region = _Region(value, (node,))
         self.regions[name_of(node.outputs[0])] = region
 
-    def _after(self, region: _Region, node: ir.Node) -> _Region:
-        return _Region(region.root, (*region.nodes, node))
+    def _test(self, node: ir.Node) -> None:
+        """A comparison: a part of the tables of those who read it."""
+        (part,) = self._parts(node)
+        region = _Region(part.root, (*part.nodes, node))
+        self.tests[name_of(node.outputs[0])] = node, region
+
+    def _parts(self, node: ir.Node) -> list[_Region]:
+        return [self._root(v) for v in node.inputs if v is not None and is_activation(v)]
 
     def _piecewise(self, node: ir.Node) -> None:
         """A Where between functions of the tensor that its condition is a test of."""
-        name = name_of(node.inputs[0])
-        test, region = self.tests[name]
-        parts = [region, *(self._root(v) for v in node.inputs[1:] if is_activation(v))]
+        test, region = next(self.tests[v.name] for v in node.inputs if v and v.name in self.tests)
+        parts = [region, *self._parts(node)]
         nodes = tuple(dict.fromkeys(n for part in parts for n in part.nodes))
         axes = {channel_axis(v) for n in (*nodes, node) for v in n.inputs if _varies(v)}
         if len({id(part.root) for part in parts}) == 1 and len(axes) <= 1:
