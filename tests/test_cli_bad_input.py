@@ -258,7 +258,7 @@ def test_interruption_in_the_middle(
     shutil.rmtree(folder / "__pycache__", ignore_errors=True)
     before = snapshot(folder)
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=180)
     assert process.returncode == 130, stderr
     assert "interrupted" in stderr
     assert "Traceback" not in stderr

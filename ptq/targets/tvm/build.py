@@ -77,7 +77,7 @@ def _code_views(lowering: Lowering, memory: MemoryPlan) -> dict[str, CodeView]:
             memory.offsets[name],
             lowering.dtype(name),
             lowering.view(name),
-            name in lowering.trace.shared,
+            lowering.trace.axes.get(name, 0),
         )
         for name in lowering.trace.codes
         if name in memory.offsets

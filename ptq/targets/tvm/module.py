@@ -46,13 +46,13 @@ class CompileOptions:
 class CodeView:
     """Where codes are in the arena: bytes from its start, their type, the view from there.
 
-    shared: by all samples of a batch.
+    axis: where the samples of a batch lie; None if they have the tensor in common.
     """
 
     offset: int
     dtype: str
     view: View
-    shared: bool = False
+    axis: int | None = 0
 
     def read(self, arena: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """A copy of the codes."""

@@ -58,9 +58,12 @@ class Tapped:
         for index, call in enumerate(self._calls(feeds)):
             self.module.run(call)
             for name, view in self.views.items():
-                if index == 0 or not view.shared:
+                if index == 0 or view.axis is not None:
                     parts[name].append(view.read(arena))
-        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+        return {
+            name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays, self.views[name].axis)
+            for name, arrays in parts.items()
+        }
 
     def _calls(self, feeds: Mapping[str, Array]) -> Iterator[Mapping[str, Array]]:
         """A batch of any size in calls; one of a fixed size is one, states beside it and all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ class Trace:
 
     codes: the shape of every code tensor. raw: every raw value of that run.
     static: names of the raw values that are the same for all inputs of this shape.
-    shared: names of the codes that all samples of a batch have in common, with no axis for them.
+    axes: along which axis of a code tensor the samples of a batch lie; None if they have it in
+        common. The first, of those that are not named.
     samples: how many samples one call takes; dynamic: whether calls may be repeated over a batch.
     """
 
@@ -32,7 +33,7 @@ class Trace:
     static: frozenset[str]
     samples: int
     dynamic: bool
-    shared: frozenset[str] = frozenset()
+    axes: Mapping[str, int | None] = field(default_factory=dict)
 
 
 def trace(
@@ -53,8 +54,8 @@ def trace(
     codes, raw = Reference(program).run_values(feeds)
     dynamic = symbolic and batch is None
     shapes = {name: tuple(array.shape) for name, array in codes.items()}
-    shared = _shared(program, feeds, raw, shapes) if dynamic else frozenset()
-    return Trace(shapes, raw, static_values(program), samples, dynamic, shared)
+    axes = _sample_axes(program, feeds, raw, shapes) if dynamic else {}
+    return Trace(shapes, raw, static_values(program), samples, dynamic, axes)
 
 
 def static_values(program: Program) -> frozenset[str]:
@@ -116,15 +117,15 @@ def _invent(program: Program, boundary: Boundary, samples: int, sizes: Mapping[s
     return grid.dequantize(rng.integers(grid.low, grid.high + 1, shape).astype(grid.dtype))
 
 
-def _shared(
+def _sample_axes(
     program: Program,
     feeds: Mapping[str, Array],
     alone: Mapping[str, Array],
     shapes: Mapping[str, tuple[int, ...]],
-) -> frozenset[str]:
+) -> dict[str, int | None]:
     """Run the first sample again beside a second one: its outputs must be the same.
 
-    Returns the codes that are not twice as many then.
+    Returns the axis along which each tensor is longer then.
 
     Raises:
         UnsupportedModelError: they are not.
@@ -138,7 +139,11 @@ def _shared(
                 f"output {boundary.name}: a sample's result depends on the batch around it, "
                 "so that a module cannot take any number of samples: give --batch N"
             )
-    return frozenset(name for name, shape in shapes.items() if codes[name].shape == shape)
+    return {name: _longer(shape, codes[name].shape) for name, shape in shapes.items()}
+
+
+def _longer(one: tuple[int, ...], two: tuple[int, ...]) -> int | None:
+    return next((axis for axis, (a, b) in enumerate(zip(one, two, strict=True)) if a != b), None)
 
 
 def dequantized(program: Program) -> frozenset[str]:

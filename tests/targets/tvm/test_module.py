@@ -29,6 +29,7 @@ from ptq.targets.tvm.runners import Tapped
 from tests.conv_net import conv_net, conv_samples
 from tests.execute.small_programs import grid, program, random_program, requantizer
 from tests.kernels.test_fast_kernels import needs_avx2
+from tests.passes.small_graphs import draw, graph
 
 DATA = Path(__file__).parents[3] / "calib_data"
 Array = npt.NDArray[Any]
@@ -186,6 +187,16 @@ def test_a_step_that_cannot_read_codes_of_16_bits_is_named() -> None:
 def test_random_graphs_give_equal_codes(seed: int, tmp_path: Path) -> None:
     result, feeds = random_program(seed)
     assert_same_codes(result.program, feeds, tmp_path)
+
+
+def test_codes_whose_samples_lie_along_another_axis(tmp_path: Path) -> None:
+    turn = "Transpose<perm = [1, 0, 2]>"
+    text = f"{{ h = MatMul(x, w) t = {turn}(h) e = Tanh(t) y = {turn}(e) }}"
+    model = graph(f"(float[N, 3, 4] x) => (float[N, 3, 5] y) {text}", {"w": draw(4, 5)})
+    samples = {"x": draw(8, 3, 4)}
+    result = quantize(model, [samples], Recipe(effort="fast"))
+    compiled = assert_same_codes(result.program, samples, tmp_path)
+    assert {view.axis for view in compiled.code_views.values()} == {0, 1}
 
 
 def test_module_in_c_gives_equal_codes(tmp_path: Path) -> None:
