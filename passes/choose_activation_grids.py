@@ -16,6 +16,7 @@ from ptq.integer.units import Outline, Site
 from ptq.levels import FAMILIES
 from ptq.passes.context import Context
 from ptq.passes.lost_levels import warn_of_lost_levels
+from ptq.passes.tie_layers import tie_layers
 from ptq.passes.tie_sums import tie_sums
 from ptq.plan import ActivationPlan, Plan
 from ptq.ranges import choose_range
@@ -43,7 +44,8 @@ class ChooseActivationGrids:
        their whole range: nothing says how often a row is read, and frequent ones have outliers.
     5. The result of a Concat lends its grid to operands that nobody else reads.
     6. Operands and result of a 16-bit sum share a scale (`tie_sums`).
-    7. What layers write with few bits gets the levels that the recipe asks for (`ptq.levels`).
+    7. Tensors around layers that share a weight share a grid (`tie_layers`).
+    8. What layers write with few bits gets the levels that the recipe asks for (`ptq.levels`).
     """
 
     def __call__(self, context: Context, plan: Plan, histograms: Mapping[str, Histogram]) -> Plan:
@@ -51,6 +53,7 @@ class ChooseActivationGrids:
         outline, method = context.outline, context.recipe.calib_method
         chosen: dict[str, ActivationPlan] = {}
         whole = _whole_ranges(outline)
+        histograms = tie_layers(outline, histograms)
         for site in outline.sites.values():
             if site.fixed:
                 chosen[site.name] = ActivationPlan(Grid(8), SOFTMAX_SCALE, 0)

@@ -7,7 +7,6 @@ layers multiply with (unrolled steps, tied layers) is rounded once, on the momen
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +19,11 @@ from ptq.grid import Codes, Floats, Grid, Integers
 from ptq.integer.arithmetic import exact_shift, nudge_scales
 from ptq.integer.pairs import Pairs
 from ptq.integer.units import Unit
-from ptq.integer.weights import unit_axis, unit_pairs, unit_weight
+from ptq.integer.weights import unit_axis, unit_pairs, unit_weight, weight_key
 from ptq.passes.collect_grams import (
     Moments,
     batches_of_units,
     collect_moments,
-    groups,
     weight_rows,
 )
 from ptq.passes.context import Context, Progress
@@ -91,10 +89,8 @@ def units_by_weight(context: Context, plan: Plan) -> Iterator[tuple[Unit, ...]]:
     for unit in context.outline.weighted:
         shapes = grids(context, plan, unit)
         pairs = [pairs_to_cap(context, plan, unit, g) for g in shapes if isinstance(g, Grid)]
-        rounding = shapes, tuple(p and p.limit for p in pairs), unit.kind, groups(unit)
-        rows = weight_rows(unit)
-        digest = hashlib.blake2b(rows.tobytes()).digest()
-        found.setdefault((digest, rows.shape, *rounding), []).append(unit)
+        key = weight_key(unit), shapes, tuple(p and p.limit for p in pairs)
+        found.setdefault(key, []).append(unit)
     yield from map(tuple, found.values())
 
 
@@ -103,17 +99,18 @@ def quantize_shared(
 ) -> dict[str, WeightPlan]:
     """One weight's plan for each of its units: the same codes, and scales nudged for each.
 
-    moments: of all of them. A unit whose multiplier is so small that nudging moves its scales by
-    more than LOOSE is rounded alone.
+    moments: of all of them. Units whose multipliers are so small that nudging moves a scale by more
+    than LOOSE have codes of their own.
     """
     first = quantize_weight(context, plan, units[0], moments)
-    found = {units[0].name: first}
+    found, others = {units[0].name: first}, list[Unit]()
     for unit in units[1:]:
         scale = snapping(context, plan, unit)(first.scale)
-        near = np.allclose(scale, first.scale, rtol=LOOSE, atol=0.0)
-        own = replace(first, scale=scale) if near else quantize_weight(context, plan, unit, moments)
-        found[unit.name] = own
-    return found
+        if np.allclose(scale, first.scale, rtol=LOOSE, atol=0.0):
+            found[unit.name] = replace(first, scale=scale)
+        else:
+            others.append(unit)
+    return found | (quantize_shared(context, plan, others, moments) if others else {})
 
 
 def quantize_weight(

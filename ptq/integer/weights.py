@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,14 @@ def unit_weight(unit: Unit) -> npt.NDArray[np.float32]:
         raise ValueError(f"{unit.name} has no weight")
     alpha = real(unit.node, "alpha", 1.0) if unit.node.op_type == "Gemm" else 1.0
     return np.asarray(array, np.float32) * np.float32(alpha)
+
+
+def weight_key(unit: Unit) -> tuple[object, ...]:
+    """Equal for units that multiply equal weights in the same way."""
+    weight = unit_weight(unit)
+    digest = hashlib.blake2b(weight.tobytes()).digest()
+    group = integer(unit.node, "group", 1) if unit.kind == "conv" else 1
+    return digest, weight.shape, unit_axis(unit), unit.kind, group
 
 
 def unit_axis(unit: Unit) -> int:
