@@ -21,6 +21,8 @@ POSITIONS = 64
 DAMP_SAMPLES = 10.0
 DAMP_RANGE = (0.01, 0.1)
 ROWS_A_COLUMN = 16
+WIDEST = 8192
+"""Inputs of a layer whose Gram matrix is kept: half a gigabyte, and as much for its factor."""
 
 Array = npt.NDArray[Any]
 
@@ -29,23 +31,25 @@ Array = npt.NDArray[Any]
 class Moments:
     """Sums over the positions that one layer's weight is multiplied at.
 
-    gram: [groups, K, K] float64, sum x x^T; mean: [groups, K] float64, sum x; count: positions;
-    samples: how many samples they came from.
+    gram: [groups, K, K] float64, sum x x^T, or None of layers with more than WIDEST inputs;
+    mean: [groups, K] float64, sum x; count: positions; samples: how many samples they came from.
     """
 
-    gram: npt.NDArray[np.float64]
+    gram: npt.NDArray[np.float64] | None
     mean: npt.NDArray[np.float64]
     count: int = 0
     samples: int = 0
 
     @cached_property
-    def curvature(self) -> Curvature:
-        """The matrix H of the layer error tr(dW H dW^T), of all that was added.
+    def curvature(self) -> Curvature | None:
+        """The matrix H of the layer error tr(dW H dW^T), of all that was added; None without it.
 
         Not centred, although bias correction removes the mean error: means differ from sample to
         sample. Damped in proportion to how few samples it was estimated from: DAMP_SAMPLES /
         samples of its mean diagonal, within DAMP_RANGE.
         """
+        if self.gram is None:
+            return None
         gram = self.gram / max(self.count, 1)
         share = float(np.clip(DAMP_SAMPLES / max(self.samples, 1), *DAMP_RANGE))
         return Curvature(damped(gram, share))
@@ -54,7 +58,8 @@ class Moments:
         """Add positions of so many samples: columns [groups, n, K]."""
         self.samples += samples
         wide = columns.astype(np.float64)
-        self.gram += np.matmul(wide.transpose(0, 2, 1), wide)
+        if self.gram is not None:
+            self.gram += np.matmul(wide.transpose(0, 2, 1), wide)
         self.mean += wide.sum(axis=1)
         self.count += wide.shape[1]
 
@@ -79,7 +84,7 @@ def collect_moments(
     for done, batch in enumerate(context.batches(size), 1):
         tapped = runner.run(batch)
         for key, units in readers.items():
-            wanted = ROWS_A_COLUMN * moments[key].gram.shape[-1] // context.recipe.samples
+            wanted = ROWS_A_COLUMN * moments[key].mean.shape[-1] // context.recipe.samples
             for unit in units:
                 x = tapped[unit.inputs[0]]
                 sample = columns(unit, x, max(positions, wanted), generator)
@@ -135,12 +140,14 @@ def groups(unit: Unit) -> int:
 def empty_moments(unit: Unit) -> Moments:
     """Zero moments of a unit's input."""
     size = weight_rows(unit).shape[1]
-    return Moments(np.zeros((groups(unit), size, size)), np.zeros((groups(unit), size)))
+    gram = np.zeros((groups(unit), size, size)) if size <= WIDEST else None
+    return Moments(gram, np.zeros((groups(unit), size)))
 
 
 def gram_bytes(unit: Unit) -> int:
     """Memory that a unit's Gram matrices take, bytes."""
-    return 8 * groups(unit) * int(weight_rows(unit).shape[1]) ** 2
+    size = int(weight_rows(unit).shape[1])
+    return 8 * groups(unit) * size**2 if size <= WIDEST else 0
 
 
 def batches_of_units(

@@ -7,6 +7,7 @@ layers multiply with (unrolled steps, tied layers) is rounded once, on the momen
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,8 @@ from ptq.passes.rounding.integer_blocks import (
     round_in_blocks,
 )
 from ptq.plan import LayerGrid, Plan, WeightPlan
+
+_LOG = logging.getLogger("ptq")
 
 LOOSE = 0.01
 """Share that a scale may differ by from the one that a shared weight was rounded on."""
@@ -118,9 +121,11 @@ def quantize_weight(
 ) -> WeightPlan:
     """One layer's weight on the grid that costs its output least, of those that the plan allows.
 
-    Without moments by plain weight error and nearest levels.
+    Without moments by plain weight error.
     """
     h = None if moments is None else moments.curvature
+    if moments is not None and h is None:
+        _LOG.info("%s: has too many inputs for second-order rounding; SQuant instead", unit.name)
     trials = [round_to(context, plan, unit, h, grid) for grid in grids(context, plan, unit)]
     return min(trials, key=lambda trial: trial[1])[0]
 
@@ -184,7 +189,8 @@ def round_rows(
     snap, pairs = snapping(context, plan, unit), pairs_to_cap(context, plan, unit, grid)
     if h is None:
         scale, zero_point = search_scales(rows, grid, snap=snap, pairs=pairs)
-        codes = DATA_FREE[context.recipe.rounding](by_kernel(unit, rows), grid, scale, zero_point)
+        how = DATA_FREE.get(context.recipe.rounding, squant)
+        codes = how(by_kernel(unit, rows), grid, scale, zero_point)
         codes = capped_codes(codes.reshape(rows.shape), zero_point, pairs)
         difference = grid.dequantize(codes, scale, zero_point) - rows
         return Rounded(codes, scale, zero_point, np.square(difference).sum(axis=1))

@@ -124,7 +124,7 @@ def _with_power_grid(job: Job, moments: Moments | None) -> Plan:
     if context.recipe.grid not in ("power", "auto") or context.weight_bits(unit) > WIDEST:
         return job.plan
     squares = None
-    if moments is not None:
+    if moments is not None and moments.gram is not None:
         squares = np.diagonal(moments.gram, axis1=1, axis2=2) / max(moments.count, 1)
     base = base_grid(context, job.plan, unit)
     grid = layer_grid(SearchExponent(), context, unit, base, squares)
