@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from small_graphs import declined, graph, ops, rewritten
 
 from ptq.passes.remove_identity import remove_identity
@@ -48,3 +49,28 @@ def test_leaves_alone_dropout_in_training() -> None:
         {"r": np.float32(0.5), "t": np.bool_(True)},
     )
     declined(model, remove_identity)
+
+
+@pytest.mark.parametrize(
+    ("operands", "attributes"),
+    [
+        ("a, , ones", 'mode = "linear"'),
+        ("a, , , sizes", "axes = [2, 3]"),
+    ],
+)
+def test_a_resize_to_the_sizes_that_are_there(operands: str, attributes: str) -> None:
+    text = (
+        "(float[N, 2, 4, 5] x) => (float[N, 2, 4, 5] y)"
+        f"{{ a = Relu(x) b = Resize<{attributes}>({operands}) y = Exp(b) }}"
+    )
+    arrays = {"ones": np.ones(4, np.float32), "sizes": np.array([4, 5])}
+    model = graph(text, {name: array for name, array in arrays.items() if name in operands})
+    assert ops(rewritten(model, remove_identity)) == {"Relu": 1, "Exp": 1}
+
+
+def test_leaves_alone_a_resize_to_other_sizes() -> None:
+    text = (
+        "(float[N, 2, 4, 5] x) => (float[N, 2, 4, 10] y)"
+        '{ y = Resize<axes = [2, 3], mode = "linear">(x, , , sizes) }'
+    )
+    declined(graph(text, {"sizes": np.array([4, 10])}), remove_identity)
