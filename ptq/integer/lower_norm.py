@@ -35,7 +35,7 @@ from ptq.integer.units import Unit
 from ptq.plan import ActivationPlan
 
 EXACT_BITS = 52
-SQUARES_BITS = 44  # of S, where f is free: the gain then keeps 13
+SQUARES_BITS = 41  # of S, where f is free: the gain then keeps 14
 INVERSE_BITS = 41  # root < 2^26, so an inverse has at least 15 bits
 GAIN_BITS = 20
 ZERO_POINT_BITS = 50  # a zero point joins the offset
