@@ -9,8 +9,9 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ptq.kernels.binding import Binding
-from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
+from ptq.kernels.kernel import Array, Buffer, Expr, Parameter, strides_of
 from ptq.kernels.requantize import Rounding
+from ptq.kernels.view import View
 
 LANES = 16
 
@@ -21,6 +22,7 @@ class Depthwise:
 
     x: [samples, rows, width, channels] bytes, padded. taps: where the window's pixels are, bytes
     from its corner. narrow: all sums of a channel fit in 16 bits, whatever the codes are.
+    y: where pixels [samples, rows, width] begin, or None: one after another.
     paired: x86 multiplies two taps at a time and adds them in 32 bits (vpmaddwd); they are even.
     """
 
@@ -35,6 +37,7 @@ class Depthwise:
     rounding: Rounding
     samples: int = 1
     sample_bytes: int = 0
+    y: View | None = None
 
     @property
     def sums(self) -> str:
@@ -50,13 +53,14 @@ class Depthwise:
             Parameter("bias", "int32", self.channels),
             *self.rounding.scales(self.channels),
             Parameter("x", "uint8", last + self.taps[-1] + self.channels),
-            Parameter("y", self.rounding.dtype, self.pixels * self.channels),
+            Parameter("y", self.rounding.dtype, self.pixels.size - 1 + self.channels),
         )
 
     @property
-    def pixels(self) -> int:
-        """Of the output."""
-        return self.samples * self.out_rows * self.out_width
+    def pixels(self) -> View:
+        """Where each pixel of y begins."""
+        shape = (self.samples, self.out_rows, self.out_width)
+        return self.y or View(shape, tuple(n * self.channels for n in strides_of(shape)))
 
     def emit(self, on: Binding, *buffers: Buffer) -> None:
         """One vector of channels after another along a row, so that its weights stay at hand."""
@@ -73,8 +77,8 @@ class Depthwise:
             channels = tirx.Ramp(block * LANES, 1, LANES)
             total = T.Cast(f"int32x{LANES}", acc[every]) + bias[channels]
             code = self.rounding.vector(total, scales, channels, LANES)
-            pixel = (sample * self.out_rows + row) * self.out_width + column
-            T.buffer_store(y, code, [tirx.Ramp(pixel * self.channels + block * LANES, 1, LANES)])
+            pixel = self.pixels.at([sample, row, column])
+            T.buffer_store(y, code, [tirx.Ramp(pixel + block * LANES, 1, LANES)])
 
     def _add_products(self, acc: Buffer, weight: Buffer, x: Buffer, first: Expr, at: Expr) -> None:
         """A product of a code and a weight fits in 16 bits: 255 * 128 < 2^15."""

@@ -22,13 +22,14 @@ import numpy.typing as npt
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.binding import Binding, serial
+from ptq.kernels.binding import Binding, serial, unravel
 from ptq.kernels.dot import ISAS, QUAD, Isa
 from ptq.kernels.kernel import Buffer, Expr, Parameter
 from ptq.kernels.packing import unpack
 from ptq.kernels.palette import UNIT, Decode, arrangement, unit_bytes
 from ptq.kernels.requantize import Rounding
 from ptq.kernels.vectors import span
+from ptq.kernels.view import View
 
 Array = npt.NDArray[Any]
 SLACK = 64  # bytes behind the image that may be read; they meet weights of zero
@@ -65,7 +66,8 @@ class PackedConvolution:
 
     x: [samples, rows, width, groups, channels] bytes, padded; `sample_bytes`, `row_bytes`,
     `pixel_bytes` and `group_bytes` between neighbours.
-    y: [samples, out_rows, out_width, groups, out] dense.
+    y: where pixels [samples, rows, width] of groups * out codes begin, or None: one after another.
+    Its rows need not be those of the loops, which may walk pixels of a whole batch as one row.
     runs: where the window's runs begin, bytes from its corner. run: bytes of a run.
     packed weights: [groups and blocks of out, runs, quads, vectors, lanes, 4], where lanes are
     threads [runs, quads, groups and blocks of out, vectors, lanes, 4].
@@ -87,6 +89,7 @@ class PackedConvolution:
     sample_bytes: int = 0
     groups: int = 1
     group_bytes: int = 0
+    y: View | None = None
 
     @property
     def how(self) -> Isa:
@@ -120,14 +123,27 @@ class PackedConvolution:
         last = (self.samples - 1) * self.sample_bytes + (self.groups - 1) * self.group_bytes
         last += (self.out_rows - 1) * self.row_bytes + (self.out_width - 1) * self.pixel_bytes
         reach = last + self.runs[-1] + self.quads * QUAD
-        pixels = self.samples * self.out_rows * self.out_width
+        size = self.pixels.size - 1 + self.groups * self.out
         return (
             *self._weights(),
             Parameter("bias", "int32", channels),
             *self.rounding.scales(channels),
             Parameter("x", "uint8", reach),
-            Parameter("y", self.rounding.dtype, pixels * self.groups * self.out),
+            Parameter("y", self.rounding.dtype, size),
         )
+
+    @property
+    def pixels(self) -> View:
+        """Where each pixel of y begins."""
+        count = self.samples * self.out_rows * self.out_width
+        return self.y or View((count,), (self.groups * self.out,))
+
+    def pixel_at(self, sample: Expr, row: Expr, column: Expr) -> Expr:
+        """Where a pixel of y begins, of the loops' sample, row and column."""
+        if self.pixels.shape == (self.samples, self.out_rows, self.out_width):
+            return self.pixels.at([sample, row, column])
+        number = (sample * self.out_rows + row) * self.out_width + column
+        return self.pixels.at(unravel(number, self.pixels.shape))
 
     def _sorted(self, arrays: Sequence[Any]) -> tuple[Sequence[Any], Any, Sequence[Any], Any, Any]:
         """Weights, bias, scales, x and y out of the parameters in order."""
@@ -228,8 +244,7 @@ class PackedConvolution:
                         at, some = self._lane(p, v), slice(start, start + group)
                         total = self.how.dots(acc[at], codes[some], factors[v][some])
                         T.buffer_store(acc, total, [at])
-        pixel = (sample * self.out_rows + row) * self.out_width + first
-        self._finish(on, acc, scales, y, pixels, block, pixel)
+        self._finish(on, acc, scales, y, pixels, block, place)
 
     def _factors(self, weights: Weights, run: int, quads: list[Expr], vector: int) -> list[Expr]:
         """The weights of one vector of channels for a group of quads; a unit if they are codes."""
@@ -267,19 +282,24 @@ class PackedConvolution:
         y: Buffer,
         pixels: int,
         block: Expr,
-        first: Expr,
+        place: tuple[Expr, Expr, Expr],
     ) -> None:
-        """Requantise and store; the last block's surplus channels are not stored."""
+        """Requantise and store; the last block's surplus channels are not stored.
+
+        place: sample, row and column of the first pixel.
+        """
         lanes = self.how.lanes
         whole = self.out % lanes == 0
         group = tirx.floordiv(block, self.group_blocks)
         within = tirx.floormod(block, self.group_blocks)
+        sample, row, first = place
         for p in range(pixels):
+            pixel = self.pixel_at(sample, row, first + p)
             for v in range(self.tile.vectors):
                 channels = span(block * self.block + v * lanes, lanes)
                 codes = self.rounding.vector(acc[self._lane(p, v)], scales, channels, lanes)
                 channel = within * self.block + v * lanes
-                start = ((first + p) * self.groups + group) * self.out + channel
+                start = pixel + group * self.out + channel
                 if self.out % self.block == 0:
                     T.buffer_store(y, codes, [span(start, lanes)])
                 elif whole:

@@ -16,6 +16,7 @@ from ptq.kernels.functions import compile_for_host
 from ptq.kernels.packed_convolution import PackedConvolution, Tile
 from ptq.kernels.packing import pack, whole_pairs
 from ptq.kernels.requantize import Rounding
+from ptq.kernels.view import View
 from ptq.targets.tvm.description import Description
 from ptq.targets.tvm.features import features_of
 from tests.kernels.run_kernel import alone, run
@@ -100,6 +101,45 @@ def test_depthwise_equals_its_oracle(narrow: bool, paired: bool, reach: int, flo
     arrays[0] = np.clip(arrays[0], -128, 127)
     wanted = kernel.oracle(*arrays)
     np.testing.assert_array_equal(run(kernel, *arrays).reshape(wanted.shape), wanted)
+
+
+FRAMED = View((2, 3, 5), (1000, 160, 29), 37)
+"""Pixels of 10, 16 and 24 codes with room between them, between rows and around the image."""
+
+
+def framed(kernel: Any, codes: np.ndarray) -> np.ndarray:
+    """Codes of all pixels where the kernel's y has them, and zeros elsewhere."""
+    flat = np.zeros(kernel.parameters()[-1].size, np.uint8)
+    pixels = codes.reshape(*FRAMED.shape, -1)
+    for place in np.ndindex(*FRAMED.shape):
+        flat[FRAMED.at(place) :][: pixels.shape[-1]] = pixels[place]
+    return flat
+
+
+@needs_avx2
+@pytest.mark.parametrize("walk", [(2, 3, 5), (1, 1, 30)])
+@pytest.mark.parametrize(("out", "tile"), [(24, Tile(4, 2, 2)), (10, Tile(4, 1, 2))])
+def test_packed_convolution_writes_into_a_frame(walk: Any, out: int, tile: Tile) -> None:
+    """Row by row, and where all pixels of the batch are walked as one row."""
+    samples, rows, width = walk
+    kernel = PackedConvolution(
+        "avx2", tile, (0,), 24, width * 24, 24, rows, width, out, ROUND,
+        samples=samples, sample_bytes=rows * width * 24, y=FRAMED,
+    )  # fmt: skip
+    arrays = contents(kernel, 16)
+    wanted = framed(kernel, kernel.oracle(*arrays))
+    np.testing.assert_array_equal(run(kernel, *arrays), wanted)
+    assert len(np.unique(wanted)) > 20
+
+
+@needs_avx2
+def test_depthwise_writes_into_a_frame() -> None:
+    taps = tuple(160 * i + 16 * j for i in range(3) for j in range(3))
+    kernel = Depthwise(taps, 160, 16, 3, 5, 16, False, False, ROUND, 2, 800, FRAMED)
+    arrays = contents(kernel, 100)
+    wanted = framed(kernel, kernel.oracle(*arrays))
+    np.testing.assert_array_equal(run(kernel, *arrays), wanted)
+    assert len(np.unique(wanted)) > 20
 
 
 @needs_avx2
