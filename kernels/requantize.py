@@ -30,6 +30,7 @@ class Rounding:
 
     ratio: (M, S) of all channels, S >= 1, or None if each channel has its own.
     floats: vectors are rounded by a float product; only if `floats_are_exact`.
+    fractions: every ratio is below 1, so that a product stays within int32.
     """
 
     zero_point: int
@@ -37,6 +38,7 @@ class Rounding:
     high: int
     ratio: tuple[int, int] | None = None
     floats: bool = False
+    fractions: bool = False
 
     @property
     def dtype(self) -> str:
@@ -140,6 +142,11 @@ def floats_are_exact(requantizer: Requantizer) -> bool:
     r = requantizer
     limit = exact_shift(r.zero_point, r.low, r.high)
     return bool((r.shift <= limit).all() and (r.multiplier < 2**24).all())
+
+
+def are_fractions(requantizer: Requantizer) -> bool:
+    """True if every ratio M / 2^S is below 1."""
+    return bool((requantizer.ratio < 1).all())
 
 
 def load_ratio(rounding: Rounding, multiplier: Buffer, shift: Buffer, channel: Expr) -> list[Expr]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.kernel import Expr
+from ptq.kernels.kernel import Buffer, Expr
+
+_BYTES = 16
 
 
 def of_lanes(dtype: str, lanes: int) -> str:
@@ -21,3 +23,22 @@ def spread(value: Expr, lanes: int) -> Expr:
 def span(start: Expr, lanes: int) -> Expr:
     """Neighbouring indices from `start` on."""
     return start if lanes == 1 else tirx.Ramp(start, 1, lanes)
+
+
+def store_first(y: Buffer, vector: Expr, start: Expr, left: Expr, rest: int) -> None:
+    """Store a vector of 16 bytes, or as much of it as is left.
+
+    left: how many elements may be written; if less than 16, then none or `rest`.
+    """
+    with T.If(left >= _BYTES):
+        with T.Then():
+            T.buffer_store(y, vector, [span(start, _BYTES)])
+        if rest:
+            with T.Else(), T.If(left > 0), T.Then():
+                at = 0
+                for size in (8, 4, 2, 1):
+                    if rest & size:
+                        some = [tirx.const(at + i, "int32") for i in range(size)]
+                        part = tirx.Shuffle([vector], some)
+                        T.buffer_store(y, part, [span(start + at, size)])
+                        at += size

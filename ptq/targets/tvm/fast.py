@@ -16,8 +16,9 @@ from ptq.kernels.movement import Copy
 from ptq.kernels.packed_convolution import PackedConvolution, Tile
 from ptq.kernels.packing import in_order, pack, whole_pairs
 from ptq.kernels.palette import find_palette
-from ptq.kernels.requantize import Rounding, channel_ratios, floats_are_exact
+from ptq.kernels.requantize import Rounding, are_fractions, channel_ratios, floats_are_exact
 from ptq.kernels.tensor_convolution import CHANNELS
+from ptq.kernels.tile_convolution import in_tiles
 from ptq.kernels.view import View
 from ptq.targets.tvm.gpu_tiles import gpu_tile
 from ptq.targets.tvm.images import as_image, in_quads, padded
@@ -143,6 +144,8 @@ def _call_packed(
         constants = _constants(state, step, tensor.rounding, sums, room)
         state.call(step.name, tensor, *weights, *constants, x, state.codes(step.output))
         return
+    if "amx" in state.features and kernel.tile.pixels > 1:
+        kernel = in_tiles(kernel)
     kernel, rows = _tuned(state, *_safe(kernel, rows))
     constants = _constants(
         state, step, kernel.rounding, sums, kernel.group_blocks * kernel.block,
@@ -271,7 +274,7 @@ def _rounding(requantizer: Requantizer, isa: dot.Isa) -> Rounding:
     """By float32 products where they are exact; a GPU's integers are as good."""
     r = requantizer
     floats = floats_are_exact(r) and not isa.by_thread
-    return Rounding(r.zero_point, r.low, r.high, floats=floats)
+    return Rounding(r.zero_point, r.low, r.high, floats=floats, fractions=floats and are_fractions(r))
 
 
 def _constants(
