@@ -39,7 +39,9 @@ def saturated(
     for first, second in (rounded[:2], rounded[2:]):
         packed = _call("int16x32", "x86.avx512.packssdw.512", first, second)
         words.append(_call("int16x32", "sadd.sat.v32i16", packed, zero))
-    codes = T.reinterpret("uint8x64", _in_order(_call("int8x64", "x86.avx512.packuswb.512", *words)))
+    codes = T.reinterpret(
+        "uint8x64", _in_order(_call("int8x64", "x86.avx512.packuswb.512", *words))
+    )
     if rounding.low > 0:
         codes = T.max(codes, T.broadcast(T.uint8(rounding.low), 4 * LANES))
     if rounding.high < 255:

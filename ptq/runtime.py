@@ -26,8 +26,12 @@ from ptq.errors import CalibrationError, InvalidModelError, MissingDependencyErr
 
 FORMAT_VERSION = 3
 ALIGNMENT = 64
-FAILURES: dict[int, type[PtqError]] = {1: MissingDependencyError, 3: CalibrationError}
-"""What the C function returns where there is no GPU, and where an input names a row too many."""
+FAILURES: dict[int, type[PtqError]] = {
+    1: MissingDependencyError,
+    3: CalibrationError,
+    4: MissingDependencyError,
+}
+"""What the C function returns: no GPU, an input that names a row too many, another processor."""
 INCLUDE = Path(__file__).parent / "targets" / "tvm" / "native"
 """Where ptq_module.h is, for C and C++."""
 

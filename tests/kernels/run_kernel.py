@@ -14,6 +14,7 @@ from tvm.ir import GlobalVar, IRModule
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from ptq.cpus import allow_tiles
 from ptq.kernels.functions import compile_for_host, prim_func
 from ptq.kernels.kernel import Kernel
 from ptq.targets.tvm.description import Description
@@ -35,6 +36,7 @@ def run(kernel: Kernel, *arrays: Array, target: str = "llvm:native") -> Array:
     """The last buffer after the call, from all the others; zeros where nothing is written."""
     machine = Description.parse(target).resolved().target()
     executable = compile_for_host(alone(kernel), machine)
+    allow_tiles()
     last = kernel.parameters()[-1]
     written = np.zeros(max(last.size, 1), last.dtype)
     with tempfile.TemporaryDirectory() as folder:

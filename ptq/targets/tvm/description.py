@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ptq.errors import UsageError
@@ -21,6 +22,13 @@ GPUS = ("sm_80", "sm_90")
 """What `cuda` alone means."""
 OLDEST_GPU = 61
 """The first with dp4a."""
+CPU_INFO = Path("/proc/cpuinfo")
+DETECTED = {
+    "avxvnni": {"avx_vnni"},
+    "amx-tile": {"amx_tile"},
+    "amx-int8": {"amx_tile", "amx_int8"},
+}
+"""LLVM's names of features, and Linux's flags that tell of them."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +107,11 @@ class Description:
         from tvm.target import codegen
 
         triple = self.triple or str(codegen.llvm_get_system_triple())
-        cpu = str(codegen.llvm_get_system_cpu()) if self.cpu == "native" else self.cpu
-        return replace(self, triple=triple, cpu=cpu)
+        made = replace(self, triple=triple)
+        if self.cpu != "native":
+            return made
+        made = replace(made, cpu=str(codegen.llvm_get_system_cpu()))
+        return replace(made, attributes=(*self.attributes, *_unnamed(made)))
 
     def target(self) -> Any:
         """The TVM target.
@@ -122,6 +133,28 @@ class Description:
         if self.attributes:
             options["mattr"] = list(self.attributes)
         return Target(options)
+
+
+def llvm_features(target: Any) -> tuple[str, ...]:
+    """What LLVM knows that the processor of a target has; nothing of other code generators."""
+    if str(target.kind.name) != "llvm":
+        return ()
+    from tvm.target import codegen
+
+    return tuple(sorted(map(str, codegen.llvm_get_cpu_features(target))))
+
+
+def _unnamed(machine: Description) -> tuple[str, ...]:
+    """Features that kernels are chosen by and this machine has, but not its CPU as LLVM names it.
+
+    A virtual machine's model number may be that of a relative without them.
+    """
+    if not CPU_INFO.is_file():
+        return ()
+    flags = set(CPU_INFO.read_text().split())
+    known = llvm_features(machine.target())
+    missing = [name for name, needed in DETECTED.items() if name not in known and flags >= needed]
+    return tuple(f"+{name}" for name in missing)
 
 
 def _is_triple(part: str) -> bool:

@@ -274,7 +274,9 @@ def _rounding(requantizer: Requantizer, isa: dot.Isa) -> Rounding:
     """By float32 products where they are exact; a GPU's integers are as good."""
     r = requantizer
     floats = floats_are_exact(r) and not isa.by_thread
-    return Rounding(r.zero_point, r.low, r.high, floats=floats, fractions=floats and are_fractions(r))
+    return Rounding(
+        r.zero_point, r.low, r.high, floats=floats, fractions=floats and are_fractions(r)
+    )
 
 
 def _constants(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ptq.targets.tvm.description import llvm_features
+
 NAMES = {
+    "amx-int8": "amx",
     "avx2": "avx2",
     "avx512vnni": "avx512vnni",
     "avxvnni": "avxvnni",
@@ -27,9 +30,5 @@ def features_of(target: Any) -> frozenset[str]:
         return frozenset(name for name, first in GPU_FEATURES.items() if capability >= first)
     if kind == "opencl":
         return frozenset({"dp4a"})
-    if kind != "llvm":
-        return frozenset()
-    from tvm.target import codegen
-
-    known = codegen.llvm_get_cpu_features(target)
-    return frozenset(ours for ours, theirs in NAMES.items() if theirs in known)
+    known = llvm_features(target)
+    return frozenset(ours for theirs, ours in NAMES.items() if theirs in known)

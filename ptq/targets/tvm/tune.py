@@ -20,11 +20,15 @@ from tvm.ir import GlobalVar, IRModule
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from ptq.cpus import allow_tiles
 from ptq.kernels.functions import compile_for_host, prim_func
 from ptq.kernels.kernel import Kernel
 from ptq.kernels.packed_convolution import SLACK, PackedConvolution, Tile
+from ptq.kernels.tile_convolution import ROWS, TileConvolution
 
+AMX = "amx"
 SHAPES = {
+    AMX: ((ROWS, 2), (ROWS, 3), (ROWS, 1)),
     "avx2": ((4, 2), (3, 3), (6, 1), (5, 2), (3, 2), (2, 4), (6, 2), (2, 2), (8, 1), (2, 3)),
     "avxvnni": ((4, 2), (6, 2), (3, 3), (5, 2), (2, 4), (3, 2), (8, 1), (2, 2)),
     "avx512vnni": ((6, 4), (8, 3), (12, 2), (5, 4), (4, 4), (4, 6), (8, 2), (4, 2)),
@@ -66,9 +70,14 @@ class Tuner:
     def _tiles(self, kernel: PackedConvolution) -> list[Tile]:
         """Its own tile first; no more vectors than its channels fill."""
         fill = -(-kernel.out // kernel.how.lanes)
+        tiled = isinstance(kernel, TileConvolution)
         tiles = [
-            replace(kernel.tile, pixels=pixels, vectors=min(vectors, fill))
-            for pixels, vectors in SHAPES[kernel.isa]
+            replace(
+                kernel.tile,
+                pixels=kernel.tile.pixels if tiled else pixels,
+                vectors=min(vectors, fill),
+            )
+            for pixels, vectors in SHAPES[AMX if tiled else kernel.isa]
         ]
         return list(dict.fromkeys([kernel.tile, *tiles]))[: self.most]
 
@@ -107,6 +116,7 @@ def _alone(kernel: Kernel, target: Any) -> Callable[[], Any]:
         T.evaluate(inner(*(tirx.address_of(buffer[0]) for buffer in buffers)))
     module = IRModule({inner: prim_func(kernel, "kernel"), GlobalVar("main"): builder.get()})
     compiled = compile_for_host(module, target).jit()
+    allow_tiles()
     tvm_ffi.get_global_func("runtime.config_threadpool")(1, 1)
     rooms = [np.zeros(p.size + SLACK, p.dtype)[: p.size] for p in kernel.parameters()]
     arrays = [tvm_ffi.from_dlpack(room) for room in rooms]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ptq.errors import UsageError
+from ptq.targets.tvm import description
 from ptq.targets.tvm.description import Description
+from ptq.targets.tvm.features import features_of
 
 
 @pytest.mark.parametrize(
@@ -52,6 +56,27 @@ def test_parse_and_print(text: str, wanted: Description) -> None:
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="wanted llvm"):
         Description.parse(text)
+
+
+def test_native_is_what_the_system_tells_and_not_the_name_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A virtual machine may give its processor the number of one without AMX."""
+    pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compiler[tvm]'")
+    from tvm.target import codegen
+
+    monkeypatch.setattr(codegen, "llvm_get_system_cpu", lambda: "rocketlake")
+    monkeypatch.setattr(description, "CPU_INFO", tmp_path / "cpuinfo")
+    native = Description("llvm", "x86_64-linux-gnu", "native")
+    for flags, wanted in [
+        ("avx2 avx_vnni", {"avx2", "avx512vnni", "avxvnni"}),
+        ("avx2 amx_tile amx_int8", {"avx2", "avx512vnni", "amx"}),
+        ("avx2", {"avx2", "avx512vnni"}),
+    ]:
+        (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags}\n")
+        found = native.resolved()
+        assert features_of(found.target()) == wanted
+        assert Description.parse(found.text) == found
 
 
 def test_a_gpu_is_recorded_with_all_that_it_is_compiled_for() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,12 @@ pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compil
 
 from ptq import runtime
 from ptq.cli import main
-from ptq.errors import CalibrationError, InvalidModelError, UnsupportedModelError
+from ptq.errors import (
+    CalibrationError,
+    InvalidModelError,
+    MissingDependencyError,
+    UnsupportedModelError,
+)
 from ptq.integer.program import Apply, Mean, Program, Ref
 from ptq.integer.reference import Reference
 from ptq.pipeline import quantize
@@ -202,6 +208,26 @@ def test_codes_whose_samples_lie_along_another_axis(tmp_path: Path) -> None:
 def test_module_in_c_gives_equal_codes(tmp_path: Path) -> None:
     result, feeds = random_program(2)
     assert_same_codes(result.program, feeds, tmp_path, target="c")
+
+
+@pytest.mark.parametrize("weights", ["int8", "packed"])
+@pytest.mark.parametrize("cpu", ["x86-64-v3", "alderlake", "cascadelake", "sapphirerapids"])
+def test_every_processor_gives_equal_codes(cpu: str, weights: str, tmp_path: Path) -> None:
+    x = conv_samples(64)
+    program = quantize(conv_net(), [{"x": x}], Recipe.preset("w4a8")).program
+    try:
+        assert_same_codes(program, {"x": x[:3]}, tmp_path, target=f"llvm:{cpu}", weights=weights)
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the feature is one of x86-64")
+def test_code_for_another_processor_is_refused(tmp_path: Path) -> None:
+    result, feeds = random_program(2)
+    target = "llvm:native+amx-complex"
+    compile_program(result.program, CompileOptions(target=target)).export(tmp_path / "m.so")
+    with pytest.raises(MissingDependencyError, match="this processor.* has no amx-complex"):
+        runtime.load(tmp_path / "m.so").run(feeds)
 
 
 @needs_avx2

@@ -88,7 +88,9 @@ static void part_of_batch(void *context, int32_t chunk, int32_t chunks, int32_t 
 int32_t ptq_run(int32_t calls, const void *const *inputs, float *const *outputs, void *arena,
                 int32_t threads, int64_t *nanoseconds)
 {
-    int32_t status = ptq_check_rows(calls, inputs);
+    int32_t status = ptq_check_processor();
+    if (status == 0)
+        status = ptq_check_rows(calls, inputs);
     if (status != 0)
         return status;
     Run run = {calls, inputs, outputs, arena};

@@ -38,9 +38,10 @@ PTQ_API int32_t ptq_kernel_calls(void);
  * except where all tensors can be read after a call) and no threads.
  *
  * Returns 0; PTQ_NO_ROW if an input holds the number of a row that does not exist, and then nothing
- * was run; for a GPU also PTQ_NO_DEVICE or PTQ_DEVICE_FAILED.
+ * was run; PTQ_NO_PROCESSOR if the code is for another one; for a GPU also PTQ_NO_DEVICE or
+ * PTQ_DEVICE_FAILED.
  */
-enum { PTQ_NO_DEVICE = 1, PTQ_DEVICE_FAILED = 2, PTQ_NO_ROW = 3 };
+enum { PTQ_NO_DEVICE = 1, PTQ_DEVICE_FAILED = 2, PTQ_NO_ROW = 3, PTQ_NO_PROCESSOR = 4 };
 PTQ_API int32_t ptq_run(int32_t calls, const void *const *inputs, float *const *outputs,
                         void *arena, int32_t threads, int64_t *nanoseconds);
 
