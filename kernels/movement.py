@@ -89,6 +89,53 @@ class Fill:
 
 
 @dataclass(frozen=True)
+class Border:
+    """y = value in the frame of an image; what is inside stays.
+
+    outer: y's [samples, rows, width, channels] with the frame, dense. before, after: its rows and
+    pixels on either side.
+    """
+
+    outer: tuple[int, int, int, int]
+    before: tuple[int, int]
+    after: tuple[int, int]
+    value: int
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """y uint8."""
+        return (Parameter("y", "uint8", int(np.prod(self.outer, dtype=np.int64))),)
+
+    def emit(self, on: Binding, y: Buffer) -> None:
+        """Stretches that are contiguous: rows above, the ends of two neighbouring rows, below."""
+        samples, rows, *_ = self.outer
+        sample, row, pixel, _ = strides_of(self.outer)
+        (top, left), (bottom, right) = self.before, self.after
+        inner = rows - top - bottom
+        above, between, below = top * row + left * pixel, (left + right) * pixel, bottom * row
+        with on.nest([samples], above + inner * between + below) as (number,):
+            start = number * sample
+            self._fill(y, start, above)
+            if between:
+                with T.serial(0, inner - 1) as line:
+                    self._fill(y, start + (top + line + 1) * row - right * pixel, between)
+            end = (top + inner) * row - right * pixel
+            self._fill(y, start + end, right * pixel + below)
+
+    def _fill(self, y: Buffer, start: Expr, size: int) -> None:
+        if size:
+            with T.serial(0, size) as place:
+                T.buffer_store(y, T.uint8(self.value), [start + place])
+
+    def oracle(self) -> Array:
+        """The image with its frame, and zeros inside."""
+        out = np.full(self.outer, self.value, np.uint8)
+        (top, left), (bottom, right) = self.before, self.after
+        _, rows, width, _ = self.outer
+        out[:, top : rows - bottom, left : width - right] = 0
+        return out
+
+
+@dataclass(frozen=True)
 class Pad:
     """y = x with a frame of `value`: both at once, as a GPU starts one kernel sooner than two.
 

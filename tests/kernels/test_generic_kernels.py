@@ -82,6 +82,9 @@ KERNELS: dict[str, Any] = {
     "widen": movement.Widen(View((3, 4), (1, 3)), View((3, 4), (8, 2), 5), 200),
     "fill": movement.Fill(View((3, 4), (8, 2), 5), 17),
     "pad": movement.Pad((2, 3, 4, 2, 3), (2, 5, 7, 2, 4), (1, 2), 17),
+    "border": movement.Border((2, 6, 7, 3), (1, 2), (2, 1), 17),
+    "border_of_one_row": movement.Border((2, 1, 7, 3), (0, 2), (0, 1), 17),
+    "border_of_rows": movement.Border((2, 4, 7, 3), (1, 0), (0, 0), 17),
     "take": movement.Take(30, View((12,), (1,))),
     "convolve": convolution.Convolve(
         view_of((2, 4, 6, 5), True), view_of((2, 6, 3, 4), True), (6, 2, 3, 2),

@@ -18,10 +18,10 @@ from ptq.kernels.packing import in_order, pack, whole_pairs
 from ptq.kernels.palette import find_palette
 from ptq.kernels.requantize import Rounding, are_fractions, channel_ratios, floats_are_exact
 from ptq.kernels.tensor_convolution import CHANNELS
-from ptq.kernels.tile_convolution import in_tiles
+from ptq.kernels.tile_convolution import ROWS, in_tiles
 from ptq.kernels.view import View
 from ptq.targets.tvm.gpu_tiles import gpu_tile
-from ptq.targets.tvm.images import as_image, in_quads, padded
+from ptq.targets.tvm.images import as_image, in_quads, padded, pixels_of
 from ptq.targets.tvm.lowering import Lowering, Operand
 from ptq.targets.tvm.tensor_cores import tensor_kernel, with_weights
 
@@ -43,6 +43,8 @@ ONE_ROW = {
     "avx512vnni": Tile(1, 4, 4),
     "dotprod": Tile(1, 4, 4),
 }
+WORTH_PLACES = 1.2
+"""What the number of tiles has to fall by."""
 NO_ISA = "the target has no vector instructions that fast kernels are written for"
 SMALLEST_PALETTE = 64
 """Weights of a channel below which its table takes more than its codes save."""
@@ -77,7 +79,7 @@ def _packed(state: Lowering, step: Convolve, isa: dot.Isa) -> None:
     out = every // step.groups
     rows = _with_room(step.weight.transpose(0, 2, 3, 1), image.channels)
     down, right = step.dilations
-    runs = [i * down * image.row_bytes for i in range(tall)]
+    runs = [image.corner + i * down * image.row_bytes for i in range(tall)]
     if right != 1 or step.groups != 1:  # what a window's row has is apart
         runs = [start + j * right * image.pixel_bytes for start in runs for j in range(wide)]
     rows = rows.reshape(every, len(runs), -1)
@@ -100,10 +102,31 @@ def _packed(state: Lowering, step: Convolve, isa: dot.Isa) -> None:
         sample_bytes=image.sample_bytes,
         groups=step.groups,
         group_bytes=image.group_bytes,
+        y=_places(state, step),
     )
-    if tall == wide == 1 and step.strides == (1, 1) and image.out_width % kernel.tile.pixels:
-        kernel = replace(kernel, samples=1, out_rows=1, out_width=pixels)
+    if tall == wide == 1 and step.strides == (1, 1) and image.is_dense:
+        kernel = _as_one_row(kernel, ROWS if "amx" in state.features else kernel.tile.pixels)
     _call_packed(state, step, kernel, rows, image.operand)
+
+
+def _as_one_row(kernel: PackedConvolution, tile: int) -> PackedConvolution:
+    """A product of single pixels over those of all rows, where that fills its tiles better.
+
+    If the rows of its output are apart, each pixel's place is worked out: that has to pay.
+    tile: pixels of one.
+    """
+    rows = kernel.samples * kernel.out_rows
+    pixels = rows * kernel.out_width
+    fewer = rows * -(-kernel.out_width // tile) / -(-pixels // tile)
+    if fewer <= (1 if kernel.y is None else WORTH_PLACES):
+        return kernel
+    return replace(kernel, samples=1, out_rows=1, out_width=pixels)
+
+
+def _places(state: Lowering, step: Convolve) -> View | None:
+    """Where the output's pixels are, if they do not follow one another."""
+    view = state.view(step.output)
+    return pixels_of(view) if step.output in state.frames else None
 
 
 def _with_room(weight: Array, channels: int) -> Array:
@@ -211,7 +234,7 @@ def _depthwise(state: Lowering, step: Convolve, isa: dot.Isa) -> None:
     reach = np.abs(weight.astype(np.int64)).sum(axis=0).max() * 255
     sums = weight.astype(np.int64).sum(axis=0)
     taps = [
-        i * down * image.row_bytes + j * right * image.pixel_bytes
+        image.corner + i * down * image.row_bytes + j * right * image.pixel_bytes
         for i in range(tall)
         for j in range(wide)
     ]
@@ -233,6 +256,7 @@ def _depthwise(state: Lowering, step: Convolve, isa: dot.Isa) -> None:
         _rounding(step.requantizer, isa),
         image.samples,
         image.sample_bytes,
+        _places(state, step),
     )
     constants = _constants(state, step, kernel.rounding, sums, channels)
     operands = state.constant(weight.reshape(-1)), *constants, image.operand

@@ -9,8 +9,9 @@ import numpy as np
 from ptq.integer.program import Convolve
 from ptq.kernels.dot import QUAD, Isa
 from ptq.kernels.kernel import strides_of
-from ptq.kernels.movement import Copy, Fill, Pad
-from ptq.kernels.view import View
+from ptq.kernels.movement import Copy, Pad
+from ptq.kernels.view import View, collapse
+from ptq.targets.tvm.frames import Frame
 from ptq.targets.tvm.lowering import Lowering, Operand
 
 
@@ -19,6 +20,7 @@ class Image:
     """A padded image [samples, rows, width, groups, channels], and a window's walk over it.
 
     Bytes are between neighbours. channels: of a group, with what aligns the next one.
+    corner: where the image begins, bytes into the operand.
     """
 
     operand: Operand
@@ -30,6 +32,14 @@ class Image:
     group_bytes: int
     out_rows: int
     out_width: int
+    corner: int = 0
+
+    @property
+    def is_dense(self) -> bool:
+        """True if the pixels that a window of one pixel visits follow one another."""
+        strides = (self.sample_bytes, self.row_bytes, self.pixel_bytes)
+        _, (walk,) = collapse([View((self.samples, self.out_rows, self.out_width), strides)])
+        return walk.strides in ((), (self.pixel_bytes,))
 
 
 def as_image(step: Convolve) -> Convolve:
@@ -60,46 +70,68 @@ def in_quads(step: Convolve) -> Convolve:
     return replace(step, weight=weight, groups=channels // QUAD)
 
 
+def pixels_of(view: View) -> View:
+    """Where the pixels [samples, rows, width] of a tensor [n, channels, *sizes] begin."""
+    (samples, _, *sizes), (sample, _, *strides) = view.shape, view.strides
+    rows, width = (1, *sizes)[-2:]
+    row, pixel = (sample, *strides)[-2:]
+    return View((samples, rows, width), (sample, row, pixel), view.offset)
+
+
 def padded(state: Lowering, step: Convolve, groups: int, isa: Isa) -> Image:
-    """The input with its zero point around it: a copy if there is padding, of whatever kind.
+    """The input with its zero point around it: a copy, if it is not framed by what is needed.
 
     Every group's channels begin where the instruction set wants them to.
     """
-    samples, every, *sizes = state.shape(step.input)
-    rows, width = sizes if len(sizes) == 2 else (1, *sizes)
-    top, left, bottom, right = step.pads
-    tall, wide = rows + top + bottom, width + left + right
-    channels = every // groups
+    channels = state.shape(step.input)[1] // groups
     room = -(-channels // isa.alignment) * isa.alignment
-    source = state.codes(step.input)
-    if any(step.pads) or room != channels:
-        pad = Pad(
-            (samples, rows, width, groups, channels),
-            (samples, tall, wide, groups, room),
-            (top, left),
-            state.plan(step.input).zero_point,
-        )
-        source = _pad(state, step, pad, one_kernel=isa.by_thread)
-    pixel = groups * room
-    out = [
+    if isa.by_thread:
+        source, view = _by_one_kernel(state, step, groups, room)
+    else:
+        source, view = _framed(state, step)
+    (samples, *sizes), (by_sample, by_row, by_pixel) = view.shape, view.strides
+    rows, width = (
         (size - (k - 1) * d - 1) // s + 1
         for size, k, d, s in zip(
-            (tall, wide), step.weight.shape[2:], step.dilations, step.strides, strict=True
+            sizes, step.weight.shape[2:], step.dilations, step.strides, strict=True
         )
-    ]
-    return Image(source, samples, room, tall * wide * pixel, wide * pixel, pixel, room, *out)
+    )
+    return Image(source, samples, room, by_sample, by_row, by_pixel, room, rows, width, view.offset)
 
 
-def _pad(state: Lowering, step: Convolve, pad: Pad, *, one_kernel: bool) -> Operand:
-    """By one kernel; or by two loops without a test, which a CPU is faster at."""
-    _, wanted = pad.parameters()
-    source, made = state.codes(step.input), state.scratch(f"{step.name}/padded", wanted.size)
-    if one_kernel:
+def _framed(state: Lowering, step: Convolve) -> tuple[Operand, View]:
+    """The input and its pixels, with those of the padding."""
+    shape, wanted = state.shape(step.input), Frame.of(step)
+    view, frame = state.view(step.input), state.frames.get(step.input, Frame())
+    source = state.codes(step.input)
+    if frame | wanted != frame or view.strides[1] != 1:
+        made = state.scratch(f"{step.name}/padded", int(np.prod(wanted.outer(shape))))
+        to = wanted.inside(shape)
+        state.call(step.name, Copy(view, to), source, made)
+        if any(step.pads):
+            state.call(step.name, wanted.border(shape, state.plan(step.input).zero_point), made)
+        source, view = made, to
+    pixels = pixels_of(view)
+    _, row, pixel = pixels.strides
+    samples, rows, width, _ = wanted.outer(shape)
+    corner = pixels.offset - wanted.top * row - wanted.left * pixel
+    return source, View((samples, rows, width), pixels.strides, corner)
+
+
+def _by_one_kernel(state: Lowering, step: Convolve, groups: int, room: int) -> tuple[Operand, View]:
+    """The same for a GPU, which starts one kernel sooner than two."""
+    shape = state.shape(step.input)
+    frame = Frame.of(step)
+    samples, tall, wide, every = frame.outer(shape)
+    _, rows, width, _ = Frame().outer(shape)
+    inner, outer = (
+        (samples, rows, width, groups, every // groups),
+        (samples, tall, wide, groups, room),
+    )
+    source = state.codes(step.input)
+    if inner != outer:
+        pad = Pad(inner, outer, (frame.top, frame.left), state.plan(step.input).zero_point)
+        made = state.scratch(f"{step.name}/padded", pad.parameters()[1].size)
         state.call(step.name, pad, source, made)
-        return made
-    state.call(step.name, Fill(View((wanted.size,), (1,)), pad.value), made)
-    strides = strides_of(pad.outer)
-    start = pad.before[0] * strides[1] + pad.before[1] * strides[2]
-    inside, dense = View(pad.inner, strides, start), View(pad.inner, strides_of(pad.inner))
-    state.call(step.name, Copy(dense, inside), source, made)
-    return made
+        source = made
+    return source, View((samples, tall, wide), strides_of(outer)[:3])

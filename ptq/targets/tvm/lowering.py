@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ptq.integer.flow import writes
 from ptq.integer.program import Program, Step
+from ptq.kernels import dot
 from ptq.kernels.kernel import Kernel
 from ptq.kernels.packed_convolution import PackedConvolution, Tile
 from ptq.kernels.view import View
 from ptq.plan import ActivationPlan
+from ptq.targets.tvm.frames import Frame, frames
 from ptq.targets.tvm.layout import channels_last, view_of
 from ptq.targets.tvm.trace import Trace
 
@@ -68,6 +71,7 @@ class Lowering:
 
     features: what the target's processor has, for the choice of kernels.
     views: of tensors that their kernels lay out otherwise than `layout` has it.
+    frames: around images, which the next convolution reads with them.
     weights: how they are stored, as in `CompileOptions`. tuner: gives the tile of a kernel.
     plain: step -> why it has plain loops where others have a fast kernel.
     """
@@ -82,17 +86,24 @@ class Lowering:
     blob: bytearray = field(default_factory=bytearray)
     plain: dict[str, str] = field(default_factory=dict)
     views: dict[str, View] = field(default_factory=dict)
+    frames: dict[str, Frame] = field(default_factory=dict)
     _stored: dict[tuple[str, bytes], Stored] = field(default_factory=dict)
     _last: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         ranks = {name: len(shape) for name, shape in self.trace.codes.items()}
         self._last = channels_last(self.program, ranks)
+        isa = dot.choose(self.features)
+        if isa is not None and not isa.by_thread:
+            self.frames = frames(self.program, self.trace.codes, self._last)
 
     def run(self, rules: Mapping[type[Step], Rule]) -> None:
-        """Lower every step by its class's rule."""
+        """Lower every step by its class's rule, and fill the frames of what it makes."""
         for step in self.program.steps:
             rules[type(step)](self, step)
+            for name in (ref.name for ref in writes(step) if ref.name in self.frames):
+                kernel = self.frames[name].border(self.shape(name), self.plan(name).zero_point)
+                self.call(step.name, kernel, self.codes(name))
 
     def plan(self, name: str) -> ActivationPlan:
         """The grid of the codes of `name`."""
@@ -115,8 +126,9 @@ class Lowering:
 
     def view(self, name: str) -> View:
         """Where the codes of `name` are in their tensor."""
-        found = self.views.get(name)
-        return view_of(self.trace.codes[name], name in self._last) if found is None else found
+        if name in self.frames:
+            return self.frames[name].inside(self.shape(name))
+        return self.views.get(name) or view_of(self.shape(name), name in self._last)
 
     def codes(self, name: str) -> Operand:
         """The codes of `name` as an operand; constants go into the blob, in their layout."""
@@ -124,7 +136,9 @@ class Lowering:
             flat = np.zeros(self.view(name).size, self.dtype(name))
             self.view(name).read(flat)[...] = self.program.code_constants[name]
             return self.constant(flat)
-        self.sizes[name] = self.view(name).size * np.dtype(self.dtype(name)).itemsize
+        framed = self.frames.get(name)
+        size = np.prod(framed.outer(self.shape(name))) if framed else self.view(name).size
+        self.sizes[name] = int(size) * np.dtype(self.dtype(name)).itemsize
         return Tensor(name)
 
     def scratch(self, name: str, size_bytes: int) -> Tensor:

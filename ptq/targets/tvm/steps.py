@@ -97,7 +97,7 @@ def mean(state: Lowering, step: steps.Mean) -> None:
         y = _pick(y, kept)
     kernel = reduction.Mean(
         _pick(x, kept),
-        _pick(x, sorted(axes)),
+        _along(x, sorted(axes)),
         y,
         state.plan(step.input).zero_point,
         Rounding.of(step.requantizer),
@@ -114,10 +114,9 @@ def softmax(state: Lowering, step: steps.Softmax) -> None:
     mask, source = None, None if step.keep is None else source_of(state, step.keep)
     if source is not None:
         seen = source.view.broadcast(x.shape)
-        along = _pick(replace(seen, offset=0), [axis])
-        mask = Mask(_pick(seen, rest), along, source.dtype, source.inverted)
+        mask = Mask(_pick(seen, rest), _along(seen, [axis]), source.dtype, source.inverted)
     kernel = Softmax(
-        (_pick(x, rest), _pick(y, rest)), (_pick(x, [axis]), _pick(y, [axis])),
+        (_pick(x, rest), _pick(y, rest)), (_along(x, [axis]), _along(y, [axis])),
         step.numerator, step.high, mask,
     )  # fmt: skip
     operands: list[Operand] = [state.constant(step.exp_table.astype(np.int32))]
@@ -132,7 +131,7 @@ def normalize(state: Lowering, step: steps.Normalize) -> None:
     isa = dot.choose(state.features)
     dense = x.strides[last] == y.strides[last] == 1 and x.shape[last] % NORM_LANES == 0
     kernel = normalization.Normalize(
-        (_pick(x, rest), _pick(y, rest)), (_pick(x, [last]), _pick(y, [last])),
+        (_pick(x, rest), _pick(y, rest)), (_along(x, [last]), _along(y, [last])),
         state.plan(step.input).zero_point, step.centred, step.mean_bits, step.epsilon, step.shift,
         step.inverse_bits, Rounding.of(step.requantizer), state.dtype(step.input),
         NORM_LANES if dense and isa is not None and not isa.by_thread else 1,
@@ -146,6 +145,11 @@ def _pick(view: View, axes: list[int]) -> View:
     """The view over some of its axes, at index 0 of the others."""
     shape, strides = (tuple(part[axis] for axis in axes) for part in (view.shape, view.strides))
     return replace(view, shape=shape, strides=strides)
+
+
+def _along(view: View, axes: list[int]) -> View:
+    """What such axes add to a place that the others give."""
+    return replace(_pick(view, axes), offset=0)
 
 
 def convolve(state: Lowering, step: steps.Convolve) -> None:
