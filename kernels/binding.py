@@ -20,6 +20,7 @@ PARALLEL_FROM = 16384  # elements; starting threads for less costs more than it 
 STRETCH = 4096
 """A long loop becomes a parallel one over so many elements each."""
 BLOCK_THREADS = 128
+LINE_BYTES = 64
 
 
 class Binding(Protocol):
@@ -49,6 +50,21 @@ def variable(on: Binding, dtype: str, value: Any) -> Buffer:
     made = on.local(dtype)
     T.buffer_store(made, tirx.const(value, dtype), [0])
     return made
+
+
+def cache_lines(on: Binding, dtype: str, size: int) -> Buffer:
+    """Memory of one iteration that begins a line of the cache.
+
+    TVM aligns to 16 bytes, and rows that cross lines take two accesses each. It also shortens
+    what is not accessed by name, so the ends are.
+    """
+    spare = LINE_BYTES // np.dtype(dtype).itemsize - 1
+    made = on.local(dtype, size + spare)
+    for end in (0, size + spare - 1):
+        T.buffer_store(made, tirx.const(0, dtype), [end])
+    last = tirx.address_of(made[spare])
+    line = T.call_llvm_pure_intrin("handle", "llvm.ptrmask", last, T.int64(-LINE_BYTES))
+    return T.decl_buffer((size,), dtype, data=T.Bind(line))
 
 
 @contextmanager

@@ -37,6 +37,7 @@ class Isa:
     by_thread: neighbours of a vector are other threads', so that packed weights lie together for
     neighbouring blocks of channels.
     operands: types of codes and weights; a quad has fewer of wider ones.
+    packs: has AVX-512's packs of words and bytes that saturate.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Isa:
     alignment: int = 1
     by_thread: bool = False
     operands: tuple[str, str] = ("uint8", "int8")
+    packs: bool = False
 
 
 def _avx2(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
@@ -112,7 +114,9 @@ def _shuffle(name: str, width: int) -> Callable[[Expr, Expr], Expr]:
 _SHUFFLE_256 = _shuffle("llvm.x86.avx2.pshuf.b", 32)
 AVX2 = Isa("avx2", 8, True, _avx2, _SHUFFLE_256)
 AVX_VNNI = Isa("avxvnni", 8, False, _vnni(8), _SHUFFLE_256)
-AVX512_VNNI = Isa("avx512vnni", 16, False, _vnni(16), _shuffle("llvm.x86.avx512.pshuf.b.512", 64))
+AVX512_VNNI = Isa(
+    "avx512vnni", 16, False, _vnni(16), _shuffle("llvm.x86.avx512.pshuf.b.512", 64), packs=True
+)
 DOTPROD = Isa(
     "dotprod", 4, False, _sdot, _shuffle("llvm.aarch64.neon.tbl1.v16i8", 16), offset=128,
     pairs_of_words=False,

@@ -28,7 +28,8 @@ from ptq.kernels.kernel import Buffer, Expr, Parameter
 from ptq.kernels.packing import unpack
 from ptq.kernels.palette import UNIT, Decode, arrangement, unit_bytes
 from ptq.kernels.requantize import Rounding
-from ptq.kernels.vectors import span
+from ptq.kernels.saturation import vectors_of_codes
+from ptq.kernels.vectors import span, store_first
 from ptq.kernels.view import View
 
 Array = npt.NDArray[Any]
@@ -289,31 +290,20 @@ class PackedConvolution:
         place: sample, row and column of the first pixel.
         """
         lanes = self.how.lanes
-        whole = self.out % lanes == 0
         group = tirx.floordiv(block, self.group_blocks)
-        within = tirx.floormod(block, self.group_blocks)
+        within = tirx.floormod(block, self.group_blocks) * self.block
         sample, row, first = place
-        for p in range(pixels):
-            pixel = self.pixel_at(sample, row, first + p)
-            for v in range(self.tile.vectors):
-                channels = span(block * self.block + v * lanes, lanes)
-                codes = self.rounding.vector(acc[self._lane(p, v)], scales, channels, lanes)
-                channel = within * self.block + v * lanes
-                start = pixel + group * self.out + channel
-                if self.out % self.block == 0:
-                    T.buffer_store(y, codes, [span(start, lanes)])
-                elif whole:
-                    with T.If(channel < self.out), T.Then():
-                        T.buffer_store(y, codes, [span(start, lanes)])
-                else:
-                    self._store_some(on, y, codes, start, channel)
-
-    def _store_some(self, on: Binding, y: Buffer, codes: Expr, start: Expr, channel: Expr) -> None:
-        lanes = self.how.lanes
-        some = on.local(self.rounding.dtype, lanes)
-        T.buffer_store(some, codes, [tirx.Ramp(0, 1, lanes)])
-        with T.serial(0, lanes) as lane, T.If(channel + lane < self.out), T.Then():
-            T.buffer_store(y, some[lane], [start + lane])
+        every = list(itertools.product(range(pixels), range(self.tile.vectors)))
+        sums = [acc[self._lane(p, v)] for p, v in every]
+        channels = [span(block * self.block + v * lanes, lanes) for _, v in every]
+        found = vectors_of_codes(self.how, self.rounding, sums, scales, channels)
+        for (p, v), codes in zip(every, found, strict=True):
+            channel = within + v * lanes
+            start = self.pixel_at(sample, row, first + p) + group * self.out + channel
+            if self.out % self.block == 0:
+                T.buffer_store(y, codes, [span(start, lanes)])
+            else:
+                store_first(y, codes, start, lanes, self.out - channel, self.out % lanes)
 
     def oracle(self, *arrays: Array) -> Array:
         """Unpacks the weights and multiplies in int64."""

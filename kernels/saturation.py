@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from ptq.kernels.dot import Isa
 from ptq.kernels.kernel import Buffer, Expr
 from ptq.kernels.requantize import Rounding
 
@@ -20,18 +21,35 @@ LANES = 16
 VECTORS = 4
 
 
-def can_saturate(rounding: Rounding) -> bool:
-    """True if `saturated` gives the rounding's codes."""
-    return rounding.floats and rounding.fractions and rounding.dtype == "uint8"
-
-
-def saturated(
-    rounding: Rounding, sums: Sequence[Expr], ratio: Buffer, channels: Sequence[Expr]
-) -> Expr:
-    """uint8x64 codes of four int32x16 sums in their order; fewer are repeated.
+def vectors_of_codes(
+    isa: Isa,
+    rounding: Rounding,
+    sums: Sequence[Expr],
+    scales: Sequence[Buffer],
+    channels: Sequence[Expr],
+) -> list[Expr]:
+    """Codes of each vector of int32; by packs, four at a time, where they give the same.
 
     channels: which ones the lanes of each are.
     """
+    same = rounding.floats and rounding.fractions and rounding.dtype == "uint8"
+    if not (isa.packs and same):
+        pairs = zip(sums, channels, strict=True)
+        return [rounding.vector(acc, scales, lanes, isa.lanes) for acc, lanes in pairs]
+    made = []
+    for first in range(0, len(sums), VECTORS):
+        some = slice(first, first + VECTORS)
+        every = _packed(rounding, sums[some], scales[0], channels[some])
+        for start in range(0, LANES * len(sums[some]), LANES):
+            part = [tirx.const(start + lane, "int32") for lane in range(LANES)]
+            made.append(tirx.Shuffle([every], part))
+    return made
+
+
+def _packed(
+    rounding: Rounding, sums: Sequence[Expr], ratio: Buffer, channels: Sequence[Expr]
+) -> Expr:
+    """uint8x64 codes of up to four sums in their order; fewer are repeated."""
     rounded = [_rounded(acc, ratio[lanes]) for acc, lanes in zip(sums, channels, strict=True)]
     rounded = [rounded[number % len(rounded)] for number in range(VECTORS)]
     zero = T.broadcast(T.int16(rounding.zero_point), 2 * LANES)

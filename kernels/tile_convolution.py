@@ -17,29 +17,48 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.binding import Binding, unravel
+from ptq.kernels.binding import Binding, cache_lines, unravel
 from ptq.kernels.dot import QUAD
 from ptq.kernels.kernel import Buffer, Expr
 from ptq.kernels.packed_convolution import PackedConvolution, Tile, Weights
 from ptq.kernels.palette import UNIT
-from ptq.kernels.saturation import can_saturate, saturated
+from ptq.kernels.saturation import vectors_of_codes
 from ptq.kernels.vectors import span, store_first
 
-REGISTERS, ROWS, ROW_BYTES = 8, 16, 64
+ROWS, ROW_BYTES = 16, 64
 LANES = 16
-VECTORS = {2: 1.0, 3: 1.08, 1: 1.15}
-"""How many tiles of weights there may be at a time, and what a product takes then, relative."""
+SUMS = 4
+"""Registers of sums: what one requantisation packs. Four are left for codes and weights."""
+CODES = {1: 3, 2: 2, 4: 1}
+"""How many of these hold codes, by tiles of weights that the same codes are multiplied with."""
+COSTS = {2: 1.0, 4: 1.03, 1: 1.35}
+"""What a product takes then, relative: of loads, which are fewest with two of each."""
 STRETCH_BYTES = 1 << 15
-"""Codes that a job walks over: what a first-level cache holds."""
+"""What all blocks are multiplied with, and make: a first-level cache holds both."""
+MOST_JOBS, LEAST_STEPS = 64, 16
+"""Parts for threads, and what each has at least: configuring registers takes as long as a step."""
 MACS_OF_WORK = 8
 """Products in the time of one by other kernels."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """So many steps from one on, of a walk over stretches, blocks and batches.
+
+    block: what the walk's blocks are counted from, if not from 0.
+    """
+
+    first: Expr
+    steps: int
+    walk: tuple[int, int, int]
+    block: Expr = None
 
 
 @dataclass(frozen=True)
 class TileConvolution(PackedConvolution):
     """As PackedConvolution, by tiles of `tile.pixels` rows and `tile.group` quads.
 
-    tile.vectors: of VECTORS; `images` tiles of pixels are multiplied with each.
+    tile.vectors: 1, 2 or 4; `images` tiles of pixels are multiplied with each.
     """
 
     @property
@@ -49,50 +68,79 @@ class TileConvolution(PackedConvolution):
 
     @property
     def images(self) -> int:
-        """Tiles of pixels at a time: with their sums and the weights they fill the registers."""
-        vectors = self.tile.vectors
-        return min((REGISTERS - vectors) // (vectors + 1), self.count)
+        """Tiles of pixels at a time."""
+        return min(SUMS // self.tile.vectors, self.count)
 
-    def emit(self, on: Binding, *buffers: Buffer) -> None:
-        """A job is a block of channels and a stretch of tiles, and configures its registers.
+    @property
+    def batches(self) -> int:
+        """Of `images` tiles of pixels; the last one begins earlier."""
+        return -(-self.count // self.images)
+
+    @property
+    def walk(self) -> tuple[int, int, int]:
+        """Stretches of the image, blocks of channels, batches of a stretch: loops, outermost first.
 
         What is larger, weights or codes, is walked over once.
         """
+        window = len(self.runs) * self.quads * QUAD
+        pixels = self.samples * self.out_rows * self.out_width
+        if self.blocks * self.block * window >= pixels * self.pixel_bytes:
+            return 1, self.blocks, self.batches
+        batch_bytes = self.images * self.tile.pixels * (window + self.groups * self.out)
+        stretches = -(-self.batches // max(STRETCH_BYTES // batch_bytes, 1))
+        return stretches, self.blocks, -(-self.batches // stretches)
+
+    def emit(self, on: Binding, *buffers: Buffer) -> None:
+        """A job is some batches of some blocks, or a block if its weights have to be decoded."""
         count = len(self._weights())
         weights, others = buffers[:count], buffers[count:]
-        groups = -(-self.count // self.images)
-        stretches = 1 if self.in_panels else self._stretches(groups)
-        each = -(-groups // stretches)
-        extents, order = [self.blocks, stretches], slice(None, None, 1)
-        codes_bytes = self.samples * self.sample_bytes + self.out_rows * self.row_bytes
-        if self.blocks * self.block * len(self.runs) * self.quads * QUAD < codes_bytes:
-            order = slice(None, None, -1)
-        macs = each * self.images * self.tile.pixels * self.block * len(self.runs) * self.quads
-        with on.nest(extents[order], macs // MACS_OF_WORK, fused=2) as indices:
-            block, stretch = indices[order]
-            mine = Weights(weights, block)
-            if self.in_panels:
-                mine = Weights([on.local("int8", self.decode.panel_bytes)], 0)
+        macs = self.images * self.tile.pixels * self.block * len(self.runs) * self.quads
+        if self.in_panels:
+            with on.nest([self.blocks], self.batches * macs // MACS_OF_WORK) as (block,):
+                panel = cache_lines(on, "int8", self.decode.panel_bytes)
                 codes, tables = weights
-                self.decode.panel(codes, tables, block, mine.buffers[0])
-            with self._configured(on), T.serial(0, each) as number:
-                group = stretch * each + number
-                with T.If(group < groups), T.Then():
-                    self._group(on, mine, others, block, group)
+                self.decode.panel(codes, tables, block, panel)
+                job = Job(T.int32(0), self.batches, (1, 1, self.batches), block)
+                self._job(on, Weights([panel], 0), others, job)
+            return
+        steps = int(np.prod(self.walk))
+        each = max(-(-steps // MOST_JOBS), min(steps, LEAST_STEPS))
+        with on.nest([-(-steps // each)], each * macs // MACS_OF_WORK) as (number,):
+            job = Job(T.Bind(number * each), each, self.walk)
+            self._job(on, Weights(weights, None), others, job)
 
-    def _stretches(self, groups: int) -> int:
-        """How many parts the tiles of pixels are walked over in."""
-        step_bytes = self.images * self.tile.pixels * len(self.runs) * self.quads * QUAD
-        each = max(STRETCH_BYTES // step_bytes, 1)
-        return -(-groups // each)
+    def _job(self, on: Binding, weights: Weights, others: Sequence[Buffer], job: Job) -> None:
+        """While tiles of one batch are multiplied, the sums of the batch before are requantised.
+
+        They take a way through memory, which is written after it was read: loads wait for stores
+        before them that may be of the same line of a page.
+        """
+        sums = cache_lines(on, "int32", self.images * self.tile.pixels * self.block)
+        with self._configured(on), T.serial(0, job.steps + 1) as step:
+            with self._step(job, step, step < job.steps) as (block, batch):
+                self._multiply(weights, others, block, batch)
+            with self._step(job, step - 1, step > 0) as (block, batch):
+                self._requantize(others, sums, block, batch)
+            with self._step(job, step, step < job.steps):
+                self._store(sums)
+
+    @contextmanager
+    def _step(self, job: Job, step: Expr, exists: Expr) -> Iterator[tuple[Expr, Expr]]:
+        """A step's block and batch, if there is one."""
+        stretches, _, each = job.walk
+        stretch, block, number = unravel(job.first + step, job.walk)
+        with T.If(exists), T.Then():
+            batch = T.Bind(stretch * each + number)
+            with T.If(tirx.all(stretch < stretches, batch < self.batches)), T.Then():
+                yield T.Bind(block if job.block is None else job.block + block), batch
 
     @contextmanager
     def _configured(self, on: Binding) -> Iterator[None]:
         """Give every register its rows and bytes of a row (palette 1)."""
-        images, vectors = self.images, self.tile.vectors
-        sums, codes = images * vectors, images
-        rows = [self.tile.pixels] * (sums + codes) + [self.tile.group] * vectors
-        row_bytes = [ROW_BYTES] * sums + [QUAD * self.tile.group] * codes + [ROW_BYTES] * vectors
+        codes = CODES[self.tile.vectors]
+        weights = 8 - SUMS - codes
+        rows = [self.tile.pixels] * (SUMS + codes) + [self.tile.group] * weights
+        row_bytes = [ROW_BYTES] * SUMS + [QUAD * self.tile.group] * codes + [ROW_BYTES] * weights
         palette = np.zeros(ROW_BYTES, np.uint8)
         palette[0] = 1
         palette[16 : 16 + 2 * len(row_bytes)] = np.array(row_bytes, np.uint16).view(np.uint8)
@@ -104,88 +152,86 @@ class TileConvolution(PackedConvolution):
         yield
         _do("tilerelease")
 
-    def _group(
-        self, on: Binding, weights: Weights, others: Sequence[Buffer], block: Expr, group: Expr
-    ) -> None:
-        """Sums of `images` tiles of pixels; the last group begins earlier."""
-        bias, *scales, x, y = others
-        first = T.Bind(T.min(group * self.images, T.int32(self.count - self.images)))
-        places = [self._place(first + image) for image in range(self.images)]
-        sums = on.local("int32", self.images * self.tile.pixels * self.block)
-        for image, vector in self._both():
-            at = tirx.address_of(bias[block * self.block + vector * LANES])
-            _do("tileloadd64", _sums(self, image, vector), at, T.int64(0))
-        self._multiply(weights, x, block, places)
-        for image, vector in self._both():
-            start = image * self.tile.pixels * self.block + vector * LANES
-            at, stride = tirx.address_of(sums[start]), T.int64(4 * self.block)
-            _do("tilestored64", _sums(self, image, vector), at, stride)
-        with T.serial(0, self.tile.pixels) as pixel:
-            self._requantize(sums, scales, y, block, places, pixel)
-
     def _both(self) -> Iterator[tuple[int, int]]:
         return itertools.product(range(self.images), range(self.tile.vectors))
 
-    def _place(self, tile: Expr) -> list[Expr]:
-        """Sample, row and first pixel of a tile of pixels; the last of a row begins earlier."""
-        sample, row, number = unravel(tile, [self.samples, self.out_rows, self.tiles])
-        pixels = self.tile.pixels
-        first = T.min(number * pixels, T.int32(self.out_width - pixels))
-        return [T.Bind(part) for part in (sample, row, first)]
+    def _places(self, batch: Expr) -> list[list[Expr]]:
+        """Sample, row and first pixel of each tile of a batch; the last of a row begins earlier."""
+        first = T.Bind(T.min(batch * self.images, T.int32(self.count - self.images)))
+        places = []
+        for image in range(self.images):
+            extents = [self.samples, self.out_rows, self.tiles]
+            sample, row, number = unravel(first + image, extents)
+            pixels = self.tile.pixels
+            start = T.min(number * pixels, T.int32(self.out_width - pixels))
+            places.append([T.Bind(part) for part in (sample, row, start)])
+        return places
 
     def _multiply(
-        self, weights: Weights, x: Buffer, block: Expr, places: Sequence[Sequence[Expr]]
+        self, weights: Weights, others: Sequence[Buffer], block: Expr, batch: Expr
     ) -> None:
-        """Step by step of every run."""
-        images, vectors, quads = self.images, self.tile.vectors, self.tile.group
-        codes = [T.int8(images * vectors + image) for image in range(images)]
-        factors = [T.int8(images * vectors + images + vector) for vector in range(vectors)]
+        """Sums of a batch and a block, in registers."""
+        bias, *_, x, _ = others
+        for image, vector in self._both():
+            start = tirx.address_of(bias[block * self.block + vector * LANES])
+            _do("tileloadd64", self._register(image, vector), start, T.int64(0))
         shift = tirx.floordiv(block, self.group_blocks) * self.group_bytes
         corners = [
-            T.Bind(
-                sample * self.sample_bytes + row * self.row_bytes + first * self.pixel_bytes + shift
-            )
-            for sample, row, first in places
+            T.Bind(n * self.sample_bytes + row * self.row_bytes + first * self.pixel_bytes + shift)
+            for n, row, first in self._places(batch)
         ]
-        for number, run in enumerate(self.runs):
-            with T.serial(0, self.quads // quads) as step:
-                for tile, corner in zip(codes, corners, strict=True):
-                    at = tirx.address_of(x[corner + run + step * quads * QUAD])
-                    _do("tileloadd64", tile, at, T.int64(self.pixel_bytes))
-                start = self._first(weights.block, number, step * quads, self.quads)
-                for vector, tile in enumerate(factors):
-                    at = tirx.address_of(weights.buffers[0][(start + vector) * ROW_BYTES])
-                    _do("tileloadd64", tile, at, T.int64(ROW_BYTES * vectors))
-                for image, vector in self._both():
-                    _do("tdpbusd", _sums(self, image, vector), codes[image], factors[vector])
+        mine = block if weights.block is None else weights.block
+        for number in range(len(self.runs)):
+            with T.serial(0, self.quads // self.tile.group) as step:
+                self._products(weights.buffers[0], x, mine, corners, number, step)
 
-    def _requantize(
-        self, sums: Buffer, scales: Sequence[Buffer], y: Buffer, block: Expr,
-        places: Sequence[Sequence[Expr]], pixel: Expr,
-    ) -> None:  # fmt: skip
-        """A pixel of every tile, in vectors of channels."""
+    def _store(self, sums: Buffer) -> None:
+        """Sums of all registers, [image, pixel, vector, lane]."""
+        for image, vector in self._both():
+            start = image * self.tile.pixels * self.block + vector * LANES
+            stride = T.int64(4 * self.block)
+            register = self._register(image, vector)
+            _do("tilestored64", register, tirx.address_of(sums[start]), stride)
+
+    def _products(
+        self, weight: Buffer, x: Buffer, block: Expr, corners: Sequence[Expr], run: int, step: Expr
+    ) -> None:
+        """Every tile of codes times every one of weights, of a step of a run."""
+        quads, vectors, held = self.tile.group, self.tile.vectors, CODES[self.tile.vectors]
+        first = self._first(block, run, step * quads, self.quads)
+        for image, vector in self._both():
+            codes = T.int8(SUMS + image % held)
+            factors = T.int8(SUMS + held + vector % (SUMS - held))
+            if vector == 0:
+                start = x[corners[image] + self.runs[run] + step * quads * QUAD]
+                _do("tileloadd64", codes, tirx.address_of(start), T.int64(self.pixel_bytes))
+            if image == 0:
+                start = weight[(first + vector) * ROW_BYTES]
+                _do("tileloadd64", factors, tirx.address_of(start), T.int64(ROW_BYTES * vectors))
+            _do("tdpbusd", self._register(image, vector), codes, factors)
+
+    def _register(self, image: int, vector: int) -> Expr:
+        """That of the sums of a tile of pixels and one of channels."""
+        return T.int8(image * self.tile.vectors + vector)
+
+    def _requantize(self, others: Sequence[Buffer], sums: Buffer, block: Expr, batch: Expr) -> None:
+        """Pixel by pixel of every tile, in vectors of channels."""
+        _, *scales, _, y = others
+        places = self._places(batch)
+        group = tirx.floordiv(block, self.group_blocks)
         within = tirx.floormod(block, self.group_blocks) * self.block
-        rows = [(image * self.tile.pixels + pixel) * self.block for image in range(self.images)]
-        accs = [sums[span(rows[image] + vector * LANES, LANES)] for image, vector in self._both()]
         lanes = [span(block * self.block + vector * LANES, LANES) for _, vector in self._both()]
-        codes = self._codes(accs, scales, lanes)
-        for (image, vector), code in zip(self._both(), codes, strict=True):
-            sample, row, first = places[image]
-            group = tirx.floordiv(block, self.group_blocks)
-            channel = within + vector * LANES
-            start = self.pixel_at(sample, row, first + pixel) + group * self.out + channel
-            store_first(y, code, start, T.int32(self.out) - channel, self.out % LANES)
-
-    def _codes(
-        self, accs: Sequence[Expr], scales: Sequence[Buffer], lanes: Sequence[Expr]
-    ) -> list[Expr]:
-        """uint8x16 each."""
-        if not can_saturate(self.rounding):
-            pairs = zip(accs, lanes, strict=True)
-            return [self.rounding.vector(acc, scales, at, LANES) for acc, at in pairs]
-        every = saturated(self.rounding, accs, scales[0], lanes)
-        parts = [range(LANES * i, LANES * (i + 1)) for i in range(len(accs))]
-        return [tirx.Shuffle([every], [tirx.const(i, "int32") for i in part]) for part in parts]
+        with T.serial(0, self.tile.pixels) as pixel:
+            accs = []
+            for image, vector in self._both():
+                row = image * self.tile.pixels + pixel
+                accs.append(sums[span(row * self.block + vector * LANES, LANES)])
+            codes = vectors_of_codes(self.how, self.rounding, accs, scales, lanes)
+            for (image, vector), code in zip(self._both(), codes, strict=True):
+                sample, row, first = places[image]
+                channel = within + vector * LANES
+                start = self.pixel_at(sample, row, first + pixel) + group * self.out + channel
+                store_first(y, code, start, LANES, self.out - channel, self.out % LANES)
 
 
 def in_tiles(kernel: PackedConvolution) -> TileConvolution:
@@ -194,14 +240,9 @@ def in_tiles(kernel: PackedConvolution) -> TileConvolution:
     quads = -(-kernel.run // (steps * QUAD * UNIT)) * UNIT
     pixels = -(-kernel.out_width // -(-kernel.out_width // ROWS))
     full = -(-kernel.out // LANES)
-    vectors = min(VECTORS, key=lambda some: -(-full // some) * some * VECTORS[some])
+    vectors = min(COSTS, key=lambda some: -(-full // some) * some * COSTS[some])
     fields = {name: getattr(kernel, name) for name in kernel.__dataclass_fields__}
     return replace(TileConvolution(**fields), tile=Tile(pixels, vectors, quads))
-
-
-def _sums(kernel: TileConvolution, image: int, vector: int) -> Expr:
-    """The register of the sums of a tile of pixels and one of channels."""
-    return T.int8(image * kernel.tile.vectors + vector)
 
 
 def _do(name: str, *arguments: Expr) -> None:

@@ -7,8 +7,6 @@ from tvm.tirx.script import builder as T
 
 from ptq.kernels.kernel import Buffer, Expr
 
-_BYTES = 16
-
 
 def of_lanes(dtype: str, lanes: int) -> str:
     """The name of a vector type."""
@@ -25,20 +23,24 @@ def span(start: Expr, lanes: int) -> Expr:
     return start if lanes == 1 else tirx.Ramp(start, 1, lanes)
 
 
-def store_first(y: Buffer, vector: Expr, start: Expr, left: Expr, rest: int) -> None:
-    """Store a vector of 16 bytes, or as much of it as is left.
+def store_first(y: Buffer, vector: Expr, start: Expr, lanes: int, left: Expr, rest: int) -> None:
+    """Store a vector of at most 16 lanes, or as much of it as there is room for.
 
-    left: how many elements may be written; if less than 16, then none or `rest`.
+    left: how many elements that is; if less than `lanes`, then none or `rest`.
     """
-    with T.If(left >= _BYTES):
+    with T.If(left >= lanes):
         with T.Then():
-            T.buffer_store(y, vector, [span(start, _BYTES)])
+            T.buffer_store(y, vector, [span(start, lanes)])
         if rest:
             with T.Else(), T.If(left > 0), T.Then():
-                at = 0
-                for size in (8, 4, 2, 1):
-                    if rest & size:
-                        some = [tirx.const(at + i, "int32") for i in range(size)]
-                        part = tirx.Shuffle([vector], some)
-                        T.buffer_store(y, part, [span(start + at, size)])
-                        at += size
+                _store_parts(y, vector, start, rest)
+
+
+def _store_parts(y: Buffer, vector: Expr, start: Expr, count: int) -> None:
+    """The first lanes, by stores of 8, 4, 2 and 1."""
+    at = 0
+    for size in (8, 4, 2, 1):
+        if count & size:
+            lanes = [tirx.const(at + i, "int32") for i in range(size)]
+            T.buffer_store(y, tirx.Shuffle([vector], lanes), [span(start + at, size)])
+            at += size

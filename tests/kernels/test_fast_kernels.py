@@ -23,6 +23,7 @@ from tests.kernels.run_kernel import alone, run
 
 ROUND = Rounding(118, 3, 250, floats=True)
 NATIVE = features_of(Description("llvm", cpu="native").resolved().target())
+needs_vnni = pytest.mark.skipif("avx512vnni" not in NATIVE, reason="this processor has no VNNI")
 needs_avx2 = pytest.mark.skipif("avx2" not in NATIVE, reason="this processor has no AVX2")
 
 PACKED = {
@@ -85,6 +86,22 @@ def test_packed_convolution_equals_its_oracle(name: str, floats: bool) -> None:
     arrays = contents(kernel, 64 // kernel.tile.group)
     wanted = kernel.oracle(*arrays)
     np.testing.assert_array_equal(run(kernel, *arrays).reshape(wanted.shape), wanted)
+    assert len(np.unique(wanted)) > 20
+
+
+@needs_vnni
+@pytest.mark.parametrize("fractions", [True, False])
+@pytest.mark.parametrize("out", [24, 64, 70])
+@pytest.mark.parametrize("tile", [Tile(6, 4, 2), Tile(5, 3, 2), Tile(12, 1, 2), Tile(1, 4, 4)])
+def test_vectors_of_512_bits_equal_their_oracle(tile: Tile, out: int, fractions: bool) -> None:
+    rounding = replace(ROUND, fractions=fractions, low=0, high=[255, 250][out == 64])
+    kernel = PackedConvolution(
+        "avx512vnni", tile, (0, 70, 140), 21, 70, 7, 5, 8, out, rounding
+    )  # fmt: skip
+    arrays = contents(kernel, 64)
+    wanted = kernel.oracle(*arrays)
+    got = run(kernel, *arrays, target="llvm:cascadelake")
+    np.testing.assert_array_equal(got.reshape(wanted.shape), wanted)
     assert len(np.unique(wanted)) > 20
 
 

@@ -20,15 +20,15 @@ from tvm.ir import GlobalVar, IRModule
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from ptq.arrays import room
 from ptq.cpus import allow_tiles
 from ptq.kernels.functions import compile_for_host, prim_func
-from ptq.kernels.kernel import Kernel
+from ptq.kernels.kernel import Kernel, Parameter
 from ptq.kernels.packed_convolution import SLACK, PackedConvolution, Tile
-from ptq.kernels.tile_convolution import ROWS, TileConvolution
+from ptq.kernels.tile_convolution import COSTS, TileConvolution
+from ptq.targets.tvm.lowering import ALIGNMENT
 
-AMX = "amx"
 SHAPES = {
-    AMX: ((ROWS, 2), (ROWS, 3), (ROWS, 1)),
     "avx2": ((4, 2), (3, 3), (6, 1), (5, 2), (3, 2), (2, 4), (6, 2), (2, 2), (8, 1), (2, 3)),
     "avxvnni": ((4, 2), (6, 2), (3, 3), (5, 2), (2, 4), (3, 2), (8, 1), (2, 2)),
     "avx512vnni": ((6, 4), (8, 3), (12, 2), (5, 4), (4, 4), (4, 6), (8, 2), (4, 2)),
@@ -70,15 +70,13 @@ class Tuner:
     def _tiles(self, kernel: PackedConvolution) -> list[Tile]:
         """Its own tile first; no more vectors than its channels fill."""
         fill = -(-kernel.out // kernel.how.lanes)
-        tiled = isinstance(kernel, TileConvolution)
-        tiles = [
-            replace(
-                kernel.tile,
-                pixels=kernel.tile.pixels if tiled else pixels,
-                vectors=min(vectors, fill),
-            )
-            for pixels, vectors in SHAPES[AMX if tiled else kernel.isa]
-        ]
+        if isinstance(kernel, TileConvolution):
+            tiles = [replace(kernel.tile, vectors=vectors) for vectors in COSTS]
+        else:
+            tiles = [
+                replace(kernel.tile, pixels=pixels, vectors=min(vectors, fill))
+                for pixels, vectors in SHAPES[kernel.isa]
+            ]
         return list(dict.fromkeys([kernel.tile, *tiles]))[: self.most]
 
     def _fastest(self, kernel: PackedConvolution) -> Tile:
@@ -107,6 +105,13 @@ def cache_file() -> Path:
     return Path(home or Path.home() / ".cache") / "ptq" / "tiles.json"
 
 
+def _zeros(parameter: Parameter) -> np.ndarray:
+    """At an address of a cache line, as the arena has it."""
+    size_bytes = parameter.size * np.dtype(parameter.dtype).itemsize
+    made = np.asarray(room(size_bytes + SLACK, ALIGNMENT))
+    return made[:size_bytes].view(parameter.dtype)
+
+
 def _alone(kernel: Kernel, target: Any) -> Callable[[], Any]:
     """A call of the kernel on zeros."""
     inner = GlobalVar("kernel")
@@ -118,7 +123,6 @@ def _alone(kernel: Kernel, target: Any) -> Callable[[], Any]:
     compiled = compile_for_host(module, target).jit()
     allow_tiles()
     tvm_ffi.get_global_func("runtime.config_threadpool")(1, 1)
-    rooms = [np.zeros(p.size + SLACK, p.dtype)[: p.size] for p in kernel.parameters()]
-    arrays = [tvm_ffi.from_dlpack(room) for room in rooms]
+    arrays = [tvm_ffi.from_dlpack(_zeros(p)) for p in kernel.parameters()]
     main = compiled["main"]
     return lambda: main(*arrays)
