@@ -12,6 +12,8 @@ NAMES = {
     "avx512vnni": "avx512vnni",
     "avxvnni": "avxvnni",
     "dotprod": "dotprod",
+    "fma": "fma",
+    "neon": "fma",
 }
 
 

@@ -28,6 +28,7 @@ def quantize(state: Lowering, step: steps.Quantize) -> None:
     kernel = boundary.Quantize(
         view_of(shape, False), state.view(step.value), float(grid.scale),
         grid.zero_point, grid.low, grid.high,
+        "fma" in state.features and 2**-60 < float(grid.scale) < 2**60,
     )  # fmt: skip
     state.call(step.name, kernel, Feed(step.value), state.codes(step.value))
 
