@@ -67,6 +67,14 @@ def cache_lines(on: Binding, dtype: str, size: int) -> Buffer:
     return T.decl_buffer((size,), dtype, data=T.Bind(line))
 
 
+def fetch(buffer: Buffer, at: Expr) -> None:
+    """Ask a CPU for the cache line of an element, which may lie behind the buffer."""
+    for_reading, into_all_levels, data = T.int32(0), T.int32(3), T.int32(1)
+    address = tirx.address_of(buffer[at])
+    hints = for_reading, into_all_levels, data
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", address, *hints))
+
+
 @contextmanager
 def serial(extents: Sequence[int]) -> Iterator[list[Expr]]:
     """Open one loop an extent, inside an iteration, and give their variables."""

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.binding import Binding, serial, unravel
+from ptq.kernels.binding import LINE_BYTES, Binding, fetch, serial, unravel
 from ptq.kernels.dot import ISAS, QUAD, Isa
 from ptq.kernels.kernel import Buffer, Expr, Parameter
 from ptq.kernels.packing import unpack
@@ -33,6 +33,8 @@ from ptq.kernels.vectors import span, store_first
 from ptq.kernels.view import View
 
 Array = npt.NDArray[Any]
+AHEAD_BYTES = 1 << 14
+"""How far weights that are read once are fetched ahead: processors do so within a page only."""
 SLACK = 64  # bytes behind the image that may be read; they meet weights of zero
 
 
@@ -235,6 +237,8 @@ class PackedConvolution:
             step_quads = UNIT if weights.coded else group
             with T.serial(0, self.quads // step_quads) as step:
                 quads = [step * step_quads + q for q in range(step_quads)]
+                if self.tile.pixels == 1 and not self.how.by_thread:
+                    self._fetch(weights, number, step, self.quads // step_quads)
                 factors = [self._factors(weights, number, quads, v) for v in range(vectors)]
                 for p in range(pixels):
                     codes = [
@@ -246,6 +250,16 @@ class PackedConvolution:
                         total = self.how.dots(acc[at], codes[some], factors[v][some])
                         T.buffer_store(acc, total, [at])
         self._finish(on, acc, scales, y, pixels, block, place)
+
+    def _fetch(self, weights: Weights, run: int, step: Expr, steps: int) -> None:
+        """Ask for the weights that will be read AHEAD_BYTES behind those of this step."""
+        panel = len(self.runs) * self.quads * self.tile.vectors * QUAD * self.how.lanes
+        if weights.coded:
+            panel = self.decode.units * self.tile.vectors * unit_bytes(self.how, self.bits)
+        size = panel // (len(self.runs) * steps)
+        at = weights.block * panel + (run * steps + step) * size + AHEAD_BYTES
+        for line in range(0, size, LINE_BYTES):
+            fetch(weights.buffers[0], at + line)
 
     def _factors(self, weights: Weights, run: int, quads: list[Expr], vector: int) -> list[Expr]:
         """The weights of one vector of channels for a group of quads; a unit if they are codes."""

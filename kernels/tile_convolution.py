@@ -17,7 +17,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.binding import Binding, cache_lines, unravel
+from ptq.kernels.binding import Binding, cache_lines, fetch, unravel
 from ptq.kernels.dot import QUAD
 from ptq.kernels.kernel import Buffer, Expr
 from ptq.kernels.packed_convolution import PackedConvolution, Tile, Weights
@@ -31,7 +31,7 @@ SUMS = 4
 """Registers of sums: what one requantisation packs. Four are left for codes and weights."""
 CODES = {1: 3, 2: 2, 4: 1}
 """How many of these hold codes, by tiles of weights that the same codes are multiplied with."""
-COSTS = {2: 1.0, 4: 1.03, 1: 1.35}
+COSTS = {2: 1.0, 4: 1.03, 1: 1.45}
 """What a product takes then, relative: of loads, which are fewest with two of each."""
 STRETCH_BYTES = 1 << 15
 """What all blocks are multiplied with, and make: a first-level cache holds both."""
@@ -183,6 +183,9 @@ class TileConvolution(PackedConvolution):
         mine = block if weights.block is None else weights.block
         for number in range(len(self.runs)):
             with T.serial(0, self.quads // self.tile.group) as step:
+                if weights.block is None:  # they are not in a panel on the stack
+                    with T.If(batch == 0), T.Then():
+                        self._fetch_next(weights.buffers[0], block, number, step)
                 self._products(weights.buffers[0], x, mine, corners, number, step)
 
     def _store(self, sums: Buffer) -> None:
@@ -192,6 +195,12 @@ class TileConvolution(PackedConvolution):
             stride = T.int64(4 * self.block)
             register = self._register(image, vector)
             _do("tilestored64", register, tirx.address_of(sums[start]), stride)
+
+    def _fetch_next(self, weight: Buffer, block: Expr, run: int, step: Expr) -> None:
+        """Ask for what the next block will be multiplied with in this step."""
+        first = self._first(block + 1, run, step * self.tile.group, self.quads)
+        for line in range(self.tile.group * self.tile.vectors):
+            fetch(weight, (first + line) * ROW_BYTES)
 
     def _products(
         self, weight: Buffer, x: Buffer, block: Expr, corners: Sequence[Expr], run: int, step: Expr

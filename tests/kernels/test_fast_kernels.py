@@ -247,3 +247,15 @@ def test_pairs_of_the_flattened_window_stay_pairs_where_runs_are_odd() -> None:
     assert groups == [1, 1, 0, 1, 1, 1]
     even = rows[:, :, :8]
     assert whole_pairs([0, 40, 80], even) == ([0, 40, 80], even)
+
+
+@pytest.mark.parametrize("bits", [0, 4])
+def test_weights_that_are_read_once_are_fetched_ahead(bits: int) -> None:
+    """Several rows share what is in the cache already."""
+    target = Description("llvm", "x86_64-linux-gnu", "cascadelake").target()
+    for pixels, wanted in ((1, True), (4, False)):
+        kernel = PackedConvolution(
+            "avx512vnni", Tile(pixels, 2, 4), (0,), 64, 0, 64, 1, 4, 32, ROUND, bits=bits
+        )
+        text = compile_for_host(alone(kernel), target).mod.inspect_source("asm")
+        assert ("prefetcht0" in text) == wanted

@@ -116,5 +116,5 @@ def test_a_product_of_tiles_is_in_the_machine_code() -> None:
         alone(CASES["rows_of_a_window"]), Description.parse(TARGET).resolved().target()
     )
     text = compiled.mod.inspect_source("asm")
-    assert text.count("tdpbusd") == 3 * 4
+    assert text.count("tdpbusd") >= 3 * 4
     assert "ldtilecfg" in text
