@@ -72,6 +72,16 @@ def _words(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
     return acc
 
 
+def _words_512(acc: Expr, codes: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
+    """vpdpwssd for every quad, which is a pair of 16-bit words; it does not saturate."""
+    for code, weight in zip(codes, weights, strict=True):
+        pair, factors = (T.reinterpret("int16x32", x) for x in (T.broadcast(code, 16), weight))
+        acc = T.call_llvm_pure_intrin(
+            "int32x16", "llvm.x86.avx512.vpdpwssd.512", acc, pair, factors
+        )
+    return acc
+
+
 def _vnni(lanes: int) -> Callable[[Expr, Sequence[Expr], Sequence[Expr]], Expr]:
     """vpdpbusd for every quad; it does not saturate."""
     name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"  # LLVM has one name, for AVX-VNNI too
@@ -124,9 +134,11 @@ DOTPROD = Isa(
 DP4A = Isa(
     "dp4a", 1, False, _dp4a, _shuffle("", 4), pairs_of_words=False, alignment=QUAD, by_thread=True
 )
-WORDS = Isa("words", 8, False, _words, _SHUFFLE_256, operands=("int16", "int16"))
-"""For operands that are centred and widened, on what has AVX2; no processor's first choice."""
-ISAS = {isa.name: isa for isa in (AVX512_VNNI, AVX_VNNI, AVX2, DOTPROD, DP4A, WORDS)}
+_WORDS = ("int16", "int16")
+WORDS = Isa("words", 8, False, _words, _SHUFFLE_256, operands=_WORDS)
+WORDS_512 = Isa("words512", 16, False, _words_512, AVX512_VNNI.shuffle, operands=_WORDS, packs=True)
+"""For operands that are centred and widened, on AVX2 and AVX512-VNNI; nobody's first choice."""
+ISAS = {isa.name: isa for isa in (AVX512_VNNI, AVX_VNNI, AVX2, DOTPROD, DP4A, WORDS, WORDS_512)}
 """Best first."""
 
 

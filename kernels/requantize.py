@@ -144,9 +144,12 @@ def floats_are_exact(requantizer: Requantizer) -> bool:
     return bool((r.shift <= limit).all() and (r.multiplier < 2**24).all())
 
 
-def are_fractions(requantizer: Requantizer) -> bool:
-    """True if every ratio M / 2^S is below 1."""
-    return bool((requantizer.ratio < 1).all())
+def for_vectors(requantizer: Requantizer) -> Rounding:
+    """What of the requantiser is not per channel, by float products where they are exact."""
+    r = requantizer
+    floats = floats_are_exact(r)
+    fractions = floats and bool((r.ratio < 1).all())
+    return Rounding(r.zero_point, r.low, r.high, floats=floats, fractions=fractions)
 
 
 def load_ratio(rounding: Rounding, multiplier: Buffer, shift: Buffer, channel: Expr) -> list[Expr]:

@@ -163,13 +163,26 @@ def test_depthwise_writes_into_a_frame() -> None:
 @pytest.mark.parametrize("floats", [True, False])
 def test_products_of_words_equal_their_oracle(floats: bool) -> None:
     """Codes and weights of 9 bits and a sign, two bytes each: neither fits in a byte."""
-    kernel = replace(WORDS, rounding=replace(ROUND, floats=floats))
+    check_words(replace(WORDS, rounding=replace(ROUND, floats=floats)), "llvm:native")
+
+
+@needs_vnni
+@pytest.mark.parametrize("fractions", [True, False])
+def test_products_of_words_by_512_bits_equal_their_oracle(fractions: bool) -> None:
+    rounding = replace(ROUND, fractions=fractions)
+    kernel = replace(WORDS, isa="words512", tile=Tile(6, 2, 2), rounding=rounding)
+    check_words(kernel, "llvm:cascadelake")
+
+
+def check_words(kernel: PackedConvolution, target: str) -> None:
+    """The kernel against its oracle, on words of nine bits."""
     weight, *rest, x = contents(kernel, 1)
     rng = np.random.default_rng(3)
     words = [rng.integers(-255, 256, a.size // 2).astype(np.int16) for a in (weight, x)]
     arrays = [words[0].view(np.int8), *rest, words[1].view(np.uint8)]
     wanted = kernel.oracle(*arrays)
-    np.testing.assert_array_equal(run(kernel, *arrays).reshape(wanted.shape), wanted)
+    got = run(kernel, *arrays, target=target)
+    np.testing.assert_array_equal(got.reshape(wanted.shape), wanted)
     assert len(np.unique(wanted)) > 20
 
 

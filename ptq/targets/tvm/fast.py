@@ -16,7 +16,7 @@ from ptq.kernels.movement import Copy
 from ptq.kernels.packed_convolution import PackedConvolution, Tile
 from ptq.kernels.packing import in_order, pack, whole_pairs
 from ptq.kernels.palette import find_palette
-from ptq.kernels.requantize import Rounding, are_fractions, channel_ratios, floats_are_exact
+from ptq.kernels.requantize import Rounding, channel_ratios, for_vectors
 from ptq.kernels.tensor_convolution import CHANNELS
 from ptq.kernels.tile_convolution import ROWS, in_tiles
 from ptq.kernels.view import View
@@ -295,12 +295,9 @@ def _row_major(view: View) -> bool:
 
 
 def _rounding(requantizer: Requantizer, isa: dot.Isa) -> Rounding:
-    """By float32 products where they are exact; a GPU's integers are as good."""
+    """A GPU's integers are as good as its floats."""
     r = requantizer
-    floats = floats_are_exact(r) and not isa.by_thread
-    return Rounding(
-        r.zero_point, r.low, r.high, floats=floats, fractions=floats and are_fractions(r)
-    )
+    return Rounding(r.zero_point, r.low, r.high) if isa.by_thread else for_vectors(r)
 
 
 def _constants(

@@ -20,11 +20,11 @@ from ptq.kernels import dot
 from ptq.kernels.kernel import strides_of
 from ptq.kernels.movement import Fill, Widen
 from ptq.kernels.packed_convolution import PackedConvolution, Tile
-from ptq.kernels.requantize import Rounding, channel_ratios, floats_are_exact
+from ptq.kernels.requantize import channel_ratios, for_vectors
 from ptq.kernels.view import View
 from ptq.targets.tvm.lowering import Lowering, Operand
 
-TILE = Tile(4, 2, 2)
+TILES = {"words": Tile(4, 2, 2), "words512": Tile(6, 4, 2)}
 PAIR = 2
 WORD_BYTES = 2
 
@@ -38,9 +38,12 @@ def fast_matmul(state: Lowering, step: MatMul) -> str | None:
     first, second = (state.view(name).broadcast((*batch, *state.shape(name)[-2:]))
                      for name in (step.a, step.b))  # fmt: skip
     matrices = int(np.prod(batch, dtype=np.int64))
+    how = dot.WORDS_512 if isa.packs else dot.WORDS
+    tile = TILES[how.name]
+    tile = replace(tile, vectors=min(tile.vectors, -(-columns // how.lanes)))
     kernel = PackedConvolution(
-        dot.WORDS.name, TILE, (0,), WORD_BYTES * first.shape[-1], 0, 0, 1, rows, columns,
-        _rounding(step), groups=matrices,
+        how.name, tile, (0,), WORD_BYTES * first.shape[-1], 0, 0, 1, rows, columns,
+        for_vectors(step.requantizer), groups=matrices,
     )  # fmt: skip
     line = kernel.quads * dot.QUAD
     kernel = replace(kernel, run=line, pixel_bytes=line, group_bytes=rows * line)
@@ -98,11 +101,6 @@ def _lines_of_all(batch: Sequence[int], rows: int, columns: int) -> View:
     """[*batch, rows, columns], of which the rows are outermost in memory."""
     dense = strides_of((rows, *batch, columns))
     return View((*batch, rows, columns), (*dense[1:-1], dense[0], 1))
-
-
-def _rounding(step: MatMul) -> Rounding:
-    r = step.requantizer
-    return Rounding(r.zero_point, r.low, r.high, floats=floats_are_exact(r))
 
 
 def _constants(state: Lowering, step: MatMul, kernel: PackedConvolution) -> list[Operand]:
