@@ -13,7 +13,7 @@ from ptq.grid import container
 from ptq.kernels.binding import Binding
 from ptq.kernels.dot import QUAD
 from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
-from ptq.kernels.loops import by_vectors, elementwise
+from ptq.kernels.loops import by_pixels, elementwise
 from ptq.kernels.requantize import clamp
 from ptq.kernels.vectors import of_lanes, span, spread
 from ptq.kernels.view import View
@@ -51,7 +51,7 @@ class Quantize:
         """Clamps before it converts, so that large values stay in range."""
         if self.fused:
             most = QUAD if self.dtype == "uint8" else 1
-            by_vectors(on, [self.x, self.y], most, self._vectors(on, x, y))
+            by_pixels(on, [self.x, self.y], most, self._vectors(on, x, y))
             return
         scale, zero = on.real(self.scale), T.float32(self.zero_point)
 

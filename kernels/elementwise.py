@@ -10,8 +10,10 @@ from tvm.tirx.script import builder as T
 
 from ptq.kernels.binding import Binding
 from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
-from ptq.kernels.loops import elementwise
+from ptq.kernels.loops import NEVER, by_runs, elementwise
+from ptq.kernels.packed_sums import PackedSums
 from ptq.kernels.requantize import Rounding
+from ptq.kernels.vectors import span
 from ptq.kernels.view import View
 
 FLOATS = {"float32": 2**24, "float64": 2**53}
@@ -20,7 +22,10 @@ FLOATS = {"float32": 2**24, "float64": 2**53}
 
 @dataclass(frozen=True)
 class Add:
-    """y = clamp(z + RNE(((a - za) * m0 + (b - zb) * m1) / 2^S)); a and b seen in y's shape."""
+    """y = clamp(z + RNE(((a - za) * m0 + (b - zb) * m1) / 2^S)); a and b seen in y's shape.
+
+    vector_bytes: of x86's vectors, if the processor has AVX2.
+    """
 
     a: View
     b: View
@@ -29,6 +34,7 @@ class Add:
     zero_points: tuple[int, int]
     rounding: Rounding
     dtypes: tuple[str, str] = ("uint8", "uint8")
+    vector_bytes: int = 0
 
     def parameters(self) -> tuple[Parameter, ...]:
         """a and b of `dtypes`, y codes."""
@@ -50,6 +56,18 @@ class Add:
         fits = (kind for kind, limit in FLOATS.items() if self.bound < limit)
         return next(fits, None)
 
+    @property
+    def packed(self) -> PackedSums | None:
+        """How vectors of bytes are added, where that is exact."""
+        (m, n), (za, zb), ratio = self.multipliers, self.zero_points, self.rounding.ratio
+        assert ratio is not None
+        constant, unit = -(m * za + n * zb), ratio[0] * 2.0 ** -ratio[1]
+        bytes_only = {*self.dtypes, self.rounding.dtype} == {"uint8"}
+        if not (self.vector_bytes and bytes_only):
+            return None
+        sums = PackedSums(self.vector_bytes, (m, n), constant, unit, self.rounding)
+        return sums if sums.exact else None
+
     def emit(self, on: Binding, a: Buffer, b: Buffer, y: Buffer) -> None:
         """In floats where every sum is exact there, because that is one instruction a step."""
         (m, n), (za, zb), exact = self.multipliers, self.zero_points, self.exact_dtype
@@ -63,7 +81,13 @@ class Add:
             for number in (m, n)
         )
 
-        def body(at_a: Expr, at_b: Expr, at_y: Expr) -> None:
+        packed = self.packed
+
+        def body(at_a: Expr, at_b: Expr, at_y: Expr, lanes: int) -> None:
+            if packed is not None and lanes > 1:
+                codes = packed.codes(on, a[span(at_a, lanes)], b[span(at_b, lanes)])
+                T.buffer_store(y, codes, [span(at_y, lanes)])
+                return
             first = (T.Cast(kind, a[at_a]) - tirx.const(za, kind)) * by_a
             second = (T.Cast(kind, b[at_b]) - tirx.const(zb, kind)) * by_b
             total = first + second
@@ -73,7 +97,7 @@ class Add:
                 code = self.rounding.real(T.Cast(exact, total) * unit, dtype=exact)
             T.buffer_store(y, code, [at_y])
 
-        elementwise(on, [self.a, self.b, self.y], body)
+        by_runs(on, [self.a, self.b, self.y], self.vector_bytes if packed else NEVER, body)
 
     def oracle(self, a: Array, b: Array) -> Array:
         """By the reference's rounding."""

@@ -12,6 +12,8 @@ from ptq.kernels.view import View, collapse
 
 LANES = 16
 """Of vectors of float32: a register of AVX-512, or two of AVX2."""
+NEVER = 1 << 31
+"""Lanes that no run fills."""
 
 
 def elementwise(on: Binding, views: Sequence[View], body: Callable[..., None]) -> None:
@@ -21,25 +23,35 @@ def elementwise(on: Binding, views: Sequence[View], body: Callable[..., None]) -
         body(*(view.at(indices) for view in walked))
 
 
-def by_vectors(
+def by_runs(on: Binding, views: Sequence[View], lanes: int, body: Callable[..., None]) -> None:
+    """As `elementwise`, by vectors of neighbours where all views have as many; the lanes come last.
+
+    What a run has left over is a vector that begins earlier: nothing is read that is written.
+    """
+    extents, walked = collapse(views)
+    if not extents or extents[-1] < lanes or any(view.strides[-1] != 1 for view in walked):
+        elementwise(on, views, lambda *at: body(*at, 1))
+        return
+    with on.nest([*extents[:-1], -(-extents[-1] // lanes)], lanes) as (*place, number):
+        first = T.min(number * lanes, T.int32(extents[-1] - lanes))
+        body(*(view.at([*place, first]) for view in walked), lanes)
+
+
+def by_pixels(
     on: Binding, views: Sequence[View], most: int, body: Callable[[list[Expr], Expr, int], None]
 ) -> None:
-    """Where x and y are walked one by one, or channel by channel in x and pixel by pixel in y.
+    """The same for x and y, of which x may have channels apart that y has beside each other.
 
     Calls `body` with where the vector of each channel, of `most` at most, begins in x, where all
-    of them begin in y, and the lanes of one; where strides are others with one element, one lane.
+    of them begin in y, and the lanes of one.
     """
     extents, (x, y) = collapse(views)
-    mixed = len(extents) > 1 and extents[-1] <= most and x.strides[-1] != 1
-    channels = extents[-1] if mixed else 1
-    axes = len(extents) - mixed
-    outer, ends = extents[:axes], [view.strides[axes - 1 : axes] for view in (x, y)]
-    if ends != [(1,), (channels,)] or outer[-1] < LANES or (mixed and y.strides[-1] != 1):
-        elementwise(on, views, lambda at_x, at_y: body([at_x], at_y, 1))
+    *rest, width, channels = (1, 1, *extents)
+    steps = [(0, 0, *view.strides)[-2:] for view in (x, y)]
+    if channels > most or width < LANES or steps[0][0] != 1 or steps[1] != (channels, 1):
+        by_runs(on, views, LANES, lambda at_x, at_y, lanes: body([at_x], at_y, lanes))
         return
-    from_x, to_y = (View(outer, view.strides[:axes], view.offset) for view in (x, y))
-    with on.nest([*outer[:-1], -(-outer[-1] // LANES)]) as (*place, number):
-        first = T.min(number * LANES, T.int32(outer[-1] - LANES))  # the last begins earlier
-        at_x, at_y = (view.at([*place, first]) for view in (from_x, to_y))
-        starts = [at_x + channel * x.strides[-1] for channel in range(channels)]
-        body(starts if mixed else [at_x], at_y, LANES)
+    with on.nest([*rest[2:], -(-width // LANES)], LANES) as (*place, number):
+        first = T.min(number * LANES, T.int32(width - LANES))
+        at_x, at_y = (view.at([*place, first, 0]) for view in (x, y))
+        body([at_x + channel * x.strides[-1] for channel in range(channels)], at_y, LANES)

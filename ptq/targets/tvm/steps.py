@@ -56,6 +56,7 @@ def add(state: Lowering, step: steps.Add) -> None:
         (state.plan(step.a).zero_point, state.plan(step.b).zero_point),
         Rounding.of(step.requantizer),
         (state.dtype(step.a), state.dtype(step.b)),
+        64 if "avx512vnni" in state.features else 32 if "avx2" in state.features else 0,
     )
     operands = (state.codes(name) for name in (step.a, step.b, step.output))
     state.call(step.name, kernel, *operands)
