@@ -29,6 +29,30 @@ static void count(void *context, int32_t chunk, int32_t chunks, int32_t particip
     }
 }
 
+/* Longer together than alone: helpers come, and then nobody works. */
+static void never_helped(void *context, int32_t chunk, int32_t chunks, int32_t participant)
+{
+    (void)context, (void)chunk, (void)participant;
+    atomic_store(&most_chunks, chunks);
+    usleep(1000 / (chunks == 1 ? 2 : 1));
+}
+
+/* Sleeping is work that several do in less time, whatever else the machine has to do. */
+static void helped_by_all(void *context, int32_t chunk, int32_t chunks, int32_t participant)
+{
+    (void)context, (void)chunk, (void)participant;
+    atomic_store(&most_chunks, chunks);
+    usleep(8000 / chunks);
+}
+
+static int chunks_at_last(ptq_part part)
+{
+    ptq_record record = {0};
+    for (int i = 0; i < 20; i++)
+        ptq_parallel_or_alone(part, NULL, 4, 2, &record);
+    return most_chunks;
+}
+
 static int every(int32_t wanted)
 {
     for (int i = 0; i < CHUNKS; i++)
@@ -60,6 +84,9 @@ int main(void)
     int status;
     waitpid(child, &status, 0);
     printf("forked %d\n", status == 0);
+
+    printf("alone_if_faster %d\n", chunks_at_last(never_helped) == 1);
+    printf("together_if_faster %d\n", chunks_at_last(helped_by_all) == 4);
 
     slow_helpers = 1;
     for (int i = 0; i < 50 && (most_chunks != 1 || i == 0); i++)

@@ -10,7 +10,10 @@ import pytest
 
 HERE = Path(__file__).parent
 NATIVE = HERE.parents[2] / "ptq" / "targets" / "tvm" / "native"
-PROMISES = ("alone", "once", "helped", "woken", "forked", "backs_off", "stays_alone")
+PROMISES = (
+    "alone", "once", "helped", "woken", "forked", "alone_if_faster", "together_if_faster",
+    "backs_off", "stays_alone",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

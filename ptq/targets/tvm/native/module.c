@@ -5,6 +5,7 @@
 #include "parallel.h"
 #include "ptq_module.h"
 
+#include <stdatomic.h>
 #include <stddef.h>
 
 #define CHUNKS_A_THREAD 4 /* so that a late helper costs at most a fraction of a loop */
@@ -43,11 +44,33 @@ static void part_of_loop(void *context, int32_t chunk, int32_t chunks, int32_t p
     loop->lambda(chunk, &environment, loop->data);
 }
 
+/* What is known of a loop, by its function; NULL for those that came when the table was full. */
+static ptq_record *record_of(Lambda lambda)
+{
+    enum { RECORDS = 1024 };
+    static struct {
+        _Atomic(Lambda) loop;
+        ptq_record record;
+    } records[RECORDS];
+    for (size_t i = 0, at = (uintptr_t)lambda / 16; i < RECORDS; i++, at++) {
+        Lambda found = NULL;
+        if (atomic_compare_exchange_strong(&records[at % RECORDS].loop, &found, lambda) ||
+            found == lambda)
+            return &records[at % RECORDS].record;
+    }
+    return NULL;
+}
+
 static int launch(Lambda lambda, void *data, int tasks)
 {
     (void)tasks;
     Loop loop = {lambda, data};
-    ptq_parallel(part_of_loop, &loop, CHUNKS_A_THREAD * threads_allowed, threads_allowed);
+    int32_t threads = threads_allowed, chunks = CHUNKS_A_THREAD * threads;
+    ptq_record *record = threads > 1 ? record_of(lambda) : NULL;
+    if (record == NULL)
+        ptq_parallel(part_of_loop, &loop, chunks, threads);
+    else
+        ptq_parallel_or_alone(part_of_loop, &loop, chunks, threads, record);
     return 0;
 }
 

@@ -1,7 +1,8 @@
 /* A small pool of helpers. Three rules keep it from losing on a busy machine:
  *
  * - Chunks are claimed one by one, so a helper that the system does not schedule costs nothing: the
- *   caller does its share.
+ *   caller does its share. The caller and every other helper begin with the first chunk, the rest
+ *   with the last, so that a thread finds in its cache what it made in the loop before.
  * - Only a helper that stops in the middle of a chunk makes the caller wait. The wait beyond the
  *   length of a chunk is a stall; for PATIENCE times its length loops then run on the caller alone,
  *   so that stalls take at most 1 / PATIENCE of the time.
@@ -23,20 +24,25 @@ enum {
     TOLERATED_NANOSECONDS = 20000, /* less than this is no stall */
     SPIN_NANOSECONDS = 50000,
     PAUSES = 32, /* between two looks at the clock */
+    TRIALS = 4,
+    TRIED_AGAIN = 256,
+    FORGETS = 16,
 };
 
 /* The loop in progress in one word, so that it is claimed from by one exchange:
- * number of the loop (32 bits), helpers that may join (8), chunks (12), next chunk (12). */
-enum { CHUNK_BITS = 12, LARGEST_CHUNKS = (1 << CHUNK_BITS) - 1 };
+ * number of the loop (26 bits), helpers that may join (8), chunks (10), those that are claimed from
+ * the first on (10) and from the last on (10). */
+enum { CHUNK_BITS = 10, LARGEST_CHUNKS = (1 << CHUNK_BITS) - 1, LOOP_BITS = 26 };
 
 static uint64_t word_of(uint64_t loop, int32_t helpers, int32_t chunks)
 {
-    return loop << 32 | (uint64_t)helpers << 24 | (uint64_t)chunks << CHUNK_BITS;
+    return loop << 38 | (uint64_t)helpers << 30 | (uint64_t)chunks << 2 * CHUNK_BITS;
 }
 
-static int32_t helpers_of(uint64_t word) { return word >> 24 & 0xff; }
-static int32_t chunks_of(uint64_t word) { return word >> CHUNK_BITS & LARGEST_CHUNKS; }
-static int32_t next_of(uint64_t word) { return word & LARGEST_CHUNKS; }
+static int32_t helpers_of(uint64_t word) { return word >> 30 & 0xff; }
+static int32_t chunks_of(uint64_t word) { return word >> 2 * CHUNK_BITS & LARGEST_CHUNKS; }
+static int32_t from_first(uint64_t word) { return word >> CHUNK_BITS & LARGEST_CHUNKS; }
+static int32_t from_last(uint64_t word) { return word & LARGEST_CHUNKS; }
 
 static _Atomic uint64_t claim;
 static _Atomic(ptq_part) current_part;
@@ -71,15 +77,20 @@ static int32_t work(int32_t participant)
 {
     for (int32_t count = 0;; count++) {
         uint64_t word = atomic_load(&claim);
+        bool backwards = participant % 2;
+        uint64_t one = backwards ? 1 : 1 << CHUNK_BITS;
         ptq_part part;
         void *context;
         do {
-            if (next_of(word) >= chunks_of(word) || participant > helpers_of(word))
+            if (from_first(word) + from_last(word) >= chunks_of(word) ||
+                participant > helpers_of(word))
                 return count;
             part = atomic_load_explicit(&current_part, memory_order_relaxed);
             context = atomic_load_explicit(&current_context, memory_order_relaxed);
-        } while (!atomic_compare_exchange_weak(&claim, &word, word + 1));
-        part(context, next_of(word), chunks_of(word), participant);
+        } while (!atomic_compare_exchange_weak(&claim, &word, word + one));
+        int32_t chunks = chunks_of(word);
+        int32_t chunk = backwards ? chunks - 1 - from_last(word) : from_first(word);
+        part(context, chunk, chunks, participant);
         atomic_fetch_add(&done, 1);
     }
 }
@@ -182,8 +193,45 @@ void ptq_parallel(ptq_part part, void *context, int32_t chunks, int32_t threads)
     atomic_store(&done, 0);
     atomic_store_explicit(&current_part, part, memory_order_relaxed);
     atomic_store_explicit(&current_context, context, memory_order_relaxed);
-    atomic_store(&claim, word_of(++loops & 0xffffffff, helpers, chunks));
+    atomic_store(&claim, word_of(++loops & ((1 << LOOP_BITS) - 1), helpers, chunks));
     wake_sleepers();
     join(chunks, work(0), start);
     atomic_flag_clear(&busy);
+}
+
+/* The least time of a way, which is slowly forgotten, as other work may come and go. */
+static void remember(_Atomic int64_t *least, int64_t taken)
+{
+    int64_t known = atomic_load_explicit(least, memory_order_relaxed);
+    if (known != 0 && taken > known)
+        taken = known + (taken - known) / FORGETS;
+    atomic_store_explicit(least, taken, memory_order_relaxed);
+}
+
+static int32_t chosen_way(ptq_record *record, int32_t threads)
+{
+    if (atomic_exchange_explicit(&record->threads, threads, memory_order_relaxed) != threads)
+        atomic_store_explicit(&record->runs, 0, memory_order_relaxed);
+    uint32_t run = atomic_fetch_add_explicit(&record->runs, 1, memory_order_relaxed);
+    if (run < PTQ_WAYS * TRIALS)
+        return run % PTQ_WAYS;
+    int64_t alone = atomic_load_explicit(&record->nanoseconds[PTQ_ALONE], memory_order_relaxed);
+    int64_t other = atomic_load_explicit(&record->nanoseconds[PTQ_TOGETHER], memory_order_relaxed);
+    return (other < alone) != (run % TRIED_AGAIN == 0);
+}
+
+void ptq_parallel_or_alone(ptq_part part, void *context, int32_t chunks, int32_t threads,
+                           ptq_record *record)
+{
+    if (threads <= 1 || chunks <= 1) {
+        part(context, 0, 1, 0);
+        return;
+    }
+    int32_t way = chosen_way(record, threads);
+    int64_t start = ptq_nanoseconds();
+    if (way == PTQ_ALONE)
+        part(context, 0, 1, 0);
+    else
+        ptq_parallel(part, context, chunks, threads);
+    remember(&record->nanoseconds[way], ptq_nanoseconds() - start);
 }
