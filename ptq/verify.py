@@ -73,7 +73,7 @@ def verify_file(
         target = _compiled(model, program, options) if model.suffix == ".so" else load(model)
     calibration = open_calibration(
         options.calib,
-        boundary_specs(program, sizes_of(manifest)),
+        boundary_specs(program, sizes_of(manifest), _fixed_batch(target)),
         preprocess=options.preprocess or manifest.preprocess,
         limit=options.samples,
         seed=options.seed,
@@ -96,18 +96,32 @@ def sizes_of(manifest: Manifest) -> Mapping[str, int]:
 
 
 def boundary_specs(
-    program: Program, sizes: Mapping[str, int] | None = None
+    program: Program, sizes: Mapping[str, int] | None = None, batch: int | None = None
 ) -> tuple[InputSpec, ...]:
-    """What the program is fed; sizes: of named axes."""
+    """What the program is fed; sizes: of named axes. batch: of an open first axis."""
     known = sizes or {}
+
+    def size(axis: int, found: Any) -> int | None:
+        if isinstance(found, int):
+            return found
+        return batch if axis == 0 and batch else known.get(str(found))
+
     return tuple(
         InputSpec(
             boundary.name,
             np.dtype(boundary.dtype.numpy()),
-            tuple(d if isinstance(d, int) else known.get(str(d)) for d in boundary.shape or ()),
+            tuple(size(axis, found) for axis, found in enumerate(boundary.shape or ())),
         )
         for boundary in program.inputs
     )
+
+
+def _fixed_batch(target: ir.Model | Runners) -> int | None:
+    """How many samples a compiled module takes a call, if it takes no other number."""
+    deployed = target.deployed if isinstance(target, Runners) else None
+    if not isinstance(deployed, Deployed) or deployed.module.dynamic_batch:
+        return None
+    return deployed.module.samples
 
 
 def _compiled(model: Path, program: Program, options: VerifyOptions) -> Runners:

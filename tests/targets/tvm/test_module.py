@@ -69,6 +69,24 @@ def test_verify_counts_no_mismatch_in_any_tensor(digits: Path) -> None:
     assert found["tensors"] > 15
 
 
+def test_verify_feeds_a_module_as_many_samples_as_it_takes(tmp_path: Path) -> None:
+    out = tmp_path / "three.so"
+    quantised = tmp_path / "digits.onnx"
+    done = run_cli(
+        "quantize", DATA / "digits_cnn.onnx", "-o", quantised, "--samples", 64, "--calib",
+        DATA / "digits_calib.npz", "--no-measure", "--effort", "fast",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    done = run_cli("compile", quantised, "-o", out, "--batch", 3)
+    assert done.exit_code == 0, done.output
+    done = run_cli(
+        "verify", out, "--calib", DATA / "digits_eval.npz", "--samples", 7, "--json", "--quiet"
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["samples"], found["mismatches"]) == (6, 0)
+
+
 def test_verify_notices_another_program(digits: Path, tmp_path: Path) -> None:
     """The side files say what is right: with a bias changed there, the module is wrong."""
     from ptq.integer import serial
