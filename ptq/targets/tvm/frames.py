@@ -15,7 +15,7 @@ from ptq.kernels.kernel import strides_of
 from ptq.kernels.movement import Border
 from ptq.kernels.view import View
 
-DENSE_ROWS = 12
+DENSE_ROWS = 10
 """Below so many pixels a row, products of single pixels want to walk rows as one: a tile would
 hardly be filled, which costs more than the copy that a frame saves."""
 
