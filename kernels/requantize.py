@@ -100,7 +100,7 @@ class Rounding:
         low, high = (
             spread(tirx.const(end - self.zero_point, kind), lanes) for end in (self.low, self.high)
         )
-        rounded = T.Cast(of_lanes("int32", lanes), tirx.nearbyint(clamp(scaled, low, high)))
+        rounded = to_nearest(clamp(scaled, low, high), lanes, kind)
         moved = rounded + spread(T.int32(self.zero_point), lanes)
         return T.Cast(of_lanes(self.dtype, lanes), moved)
 
@@ -125,6 +125,14 @@ class Rounding:
 def clamp(x: Expr, low: Expr, high: Expr) -> Expr:
     """min(max(x, low), high)."""
     return T.min(T.max(x, low), high)
+
+
+def to_nearest(x: Expr, lanes: int, kind: str = "float32") -> Expr:
+    """int32, halves to even: one instruction for a vector, where LLVM would round, then cast."""
+    whole = of_lanes("int32", lanes)
+    if lanes == 1 or kind != "float32":  # other languages than LLVM's have this form
+        return T.Cast(whole, tirx.nearbyint(x))
+    return T.call_llvm_pure_intrin(whole, "llvm.lrint", x)
 
 
 def channel_ratios(requantizer: Requantizer, channels: int) -> tuple[Array, Array]:

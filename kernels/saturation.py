@@ -1,4 +1,4 @@
-"""Requantisation by AVX-512's saturating packs: four vectors of sums become one of bytes.
+"""Requantisation by x86's saturating packs: four vectors of sums become one of bytes.
 
     y = min(max(sat8(sat16(RNE(acc ratio)) + z), low), high)
 
@@ -15,10 +15,21 @@ from tvm.tirx.script import builder as T
 
 from ptq.kernels.dot import Isa
 from ptq.kernels.kernel import Buffer, Expr
-from ptq.kernels.requantize import Rounding
+from ptq.kernels.requantize import Rounding, to_nearest
 
 LANES = 16
 VECTORS = 4
+PACKS = {
+    16: ("x86.avx512.packssdw.512", "x86.avx512.packuswb.512"),
+    8: ("x86.avx2.packssdw", "x86.avx2.packuswb"),
+    4: ("x86.sse2.packssdw.128", "x86.sse2.packuswb.128"),
+}
+"""By the lanes of a vector of int32."""
+
+
+def can_pack(rounding: Rounding) -> bool:
+    """True if packs give the rounding's codes."""
+    return rounding.floats and rounding.fractions and rounding.dtype == "uint8"
 
 
 def vectors_of_codes(
@@ -32,52 +43,51 @@ def vectors_of_codes(
 
     channels: which ones the lanes of each are.
     """
-    same = rounding.floats and rounding.fractions and rounding.dtype == "uint8"
-    if not (isa.packs and same):
+    if not (isa.packs and can_pack(rounding)):
         pairs = zip(sums, channels, strict=True)
         return [rounding.vector(acc, scales, lanes, isa.lanes) for acc, lanes in pairs]
     made = []
     for first in range(0, len(sums), VECTORS):
         some = slice(first, first + VECTORS)
-        every = _packed(rounding, sums[some], scales[0], channels[some])
+        every = _in_order(packed(rounding, sums[some], scales[0], channels[some], LANES))
         for start in range(0, LANES * len(sums[some]), LANES):
             part = [tirx.const(start + lane, "int32") for lane in range(LANES)]
             made.append(tirx.Shuffle([every], part))
     return made
 
 
-def _packed(
-    rounding: Rounding, sums: Sequence[Expr], ratio: Buffer, channels: Sequence[Expr]
+def packed(
+    rounding: Rounding, sums: Sequence[Expr], ratio: Buffer, channels: Sequence[Expr], lanes: int
 ) -> Expr:
-    """uint8x64 codes of up to four sums in their order; fewer are repeated."""
-    rounded = [_rounded(acc, ratio[lanes]) for acc, lanes in zip(sums, channels, strict=True)]
+    """uint8 codes of up to four vectors of so many sums; fewer are repeated.
+
+    Packs work on each 128 bits by itself: four codes of each vector lie beside each other.
+    """
+    rounded = [
+        to_nearest(T.Cast(f"float32x{lanes}", acc) * ratio[some], lanes)
+        for acc, some in zip(sums, channels, strict=True)
+    ]
     rounded = [rounded[number % len(rounded)] for number in range(VECTORS)]
-    zero = T.broadcast(T.int16(rounding.zero_point), 2 * LANES)
+    to_words, to_bytes = PACKS[lanes]
+    zero = T.broadcast(T.int16(rounding.zero_point), 2 * lanes)
     words = []
     for first, second in (rounded[:2], rounded[2:]):
-        packed = _call("int16x32", "x86.avx512.packssdw.512", first, second)
-        words.append(_call("int16x32", "sadd.sat.v32i16", packed, zero))
-    codes = T.reinterpret(
-        "uint8x64", _in_order(_call("int8x64", "x86.avx512.packuswb.512", *words))
-    )
+        half = _call(f"int16x{2 * lanes}", to_words, first, second)
+        words.append(_call(f"int16x{2 * lanes}", "sadd.sat", half, zero))
+    codes = _call(f"uint8x{4 * lanes}", to_bytes, *words)
     if rounding.low > 0:
-        codes = T.max(codes, T.broadcast(T.uint8(rounding.low), 4 * LANES))
+        codes = T.max(codes, T.broadcast(T.uint8(rounding.low), 4 * lanes))
     if rounding.high < 255:
-        codes = T.min(codes, T.broadcast(T.uint8(rounding.high), 4 * LANES))
-    return T.Bind(codes)
+        codes = T.min(codes, T.broadcast(T.uint8(rounding.high), 4 * lanes))
+    return codes
 
 
-def _rounded(acc: Expr, ratio: Expr) -> Expr:
-    """int32x16, by the one instruction that rounds to even and converts."""
-    scaled = T.Cast("float32x16", acc) * ratio
-    return _call("int32x16", "lrint.v16i32.v16f32", scaled)
-
-
-def _in_order(packed: Expr) -> Expr:
-    """Packs work on each 128 bits by itself: four bytes of each vector lie beside each other."""
+def _in_order(codes: Expr) -> Expr:
+    """The first vector's codes first."""
     order = [4 * (at % 4) + at // 4 for at in range(LANES)]
-    words = T.Bind(T.reinterpret("int32x16", packed))
-    return tirx.Shuffle([words], [tirx.const(at, "int32") for at in order])
+    words = T.Bind(T.reinterpret("int32x16", codes))
+    moved = tirx.Shuffle([words], [tirx.const(at, "int32") for at in order])
+    return T.Bind(T.reinterpret("uint8x64", moved))
 
 
 def _call(dtype: str, name: str, *arguments: Expr) -> Expr:
