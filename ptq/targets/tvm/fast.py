@@ -23,6 +23,7 @@ from ptq.kernels.view import View
 from ptq.targets.tvm.gpu_tiles import gpu_tile
 from ptq.targets.tvm.images import as_image, in_quads, padded, pixels_of
 from ptq.targets.tvm.lowering import Lowering, Operand
+from ptq.targets.tvm.quad_tiles import quad_kernel, quad_weights, takes_quads
 from ptq.targets.tvm.tensor_cores import tensor_kernel, with_weights
 
 Array = npt.NDArray[Any]
@@ -64,7 +65,9 @@ def fast_convolution(state: Lowering, step: Convolve) -> str | None:
     out, width, *_ = step.weight.shape
     step = as_image(step)
     depthwise = step.groups == out > 1 == width
-    if depthwise and not isa.by_thread and out % LANES == 0:
+    if depthwise and takes_quads(isa.name, step):
+        _depthwise_quads(state, step, isa)
+    elif depthwise and not isa.by_thread and out % LANES == 0:
         _depthwise(state, step, isa)
     elif depthwise and isa.by_thread and out % dot.QUAD == 0:
         _packed(state, in_quads(step), isa)
@@ -263,6 +266,16 @@ def _depthwise(state: Lowering, step: Convolve, isa: dot.Isa) -> None:
     state.call(step.name, kernel, *operands, state.codes(step.output))
 
 
+def _depthwise_quads(state: Lowering, step: Convolve, isa: dot.Isa) -> None:
+    image, rounding = padded(state, step, 1, isa), _rounding(step.requantizer, isa)
+    kernel = quad_kernel(isa.name, step, image, rounding, _places(state, step))
+    sums = step.weight.astype(np.int64).sum(axis=(1, 2, 3))
+    parts = _by_channel(state, step, rounding, sums, isa.offset)
+    arrays = quad_weights(kernel, step), *(part[kernel.order] for part in parts)
+    constants = [state.constant(array) for array in arrays]
+    state.call(step.name, kernel, *constants, image.operand, state.codes(step.output))
+
+
 def fast_gemm(state: Lowering, step: Gemm) -> str | None:
     """Lower `step` to a fast kernel; or return why there is none for it."""
     isa = dot.choose(state.features)
@@ -304,19 +317,24 @@ def _constants(
     state: Lowering, step: Convolve | Gemm, rounding: Rounding, sums: Array, room: int,
     groups: int = 1, offset: int = 0,
 ) -> list[Operand]:  # fmt: skip
-    """bias less the zero point's share, and scales; each group with `room` for its channels.
+    """`_by_channel`; each group with `room` for its channels."""
+    missing = ((0, 0), (0, room - len(sums) // groups))
+    padded = [
+        np.pad(part.reshape(groups, -1), missing, "edge").reshape(-1)
+        for part in _by_channel(state, step, rounding, sums, offset)
+    ]
+    return [state.constant(array) for array in padded]
+
+
+def _by_channel(
+    state: Lowering, step: Convolve | Gemm, rounding: Rounding, sums: Array, offset: int
+) -> list[Array]:
+    """bias less the zero point's share, and scales.
 
     offset: what the kernel takes off every code already.
     """
     zero = state.plan(step.input).zero_point - offset
-    bias = (0 if step.bias is None else step.bias) - zero * sums
+    bias: Array = (0 if step.bias is None else step.bias) - zero * sums
     if rounding.floats:
-        scales = [np.broadcast_to(step.requantizer.ratio, sums.shape)]
-    else:
-        scales = list(channel_ratios(step.requantizer, len(sums)))
-    missing = ((0, 0), (0, room - len(sums) // groups))
-    padded = [
-        np.pad(part.reshape(groups, -1), missing, "edge").reshape(-1)
-        for part in (bias.astype(np.int32), *scales)
-    ]
-    return [state.constant(array) for array in padded]
+        return [bias.astype(np.int32), np.broadcast_to(step.requantizer.ratio, sums.shape)]
+    return [bias.astype(np.int32), *channel_ratios(step.requantizer, len(sums))]

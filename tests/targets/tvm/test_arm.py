@@ -89,4 +89,4 @@ def test_digits_network_uses_the_fast_kernels(
     x = x.astype(np.float32).reshape(-1, 1, 16, 16)
     feeds = {program.inputs[0].name: x}
     used = assert_same_on_arm(program, feeds, TARGETS[0], run_module, tmp_path)
-    assert {"PackedConvolution", "Depthwise"} <= used
+    assert {"PackedConvolution", "DepthwiseQuads"} <= used
