@@ -10,12 +10,16 @@ from tvm.tirx.script import builder as T
 
 from ptq.kernels.binding import Binding
 from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
-from ptq.kernels.loops import NEVER, by_runs, elementwise
+from ptq.kernels.loops import NEVER, by_runs, elementwise, in_columns
 from ptq.kernels.packed_sums import PackedSums
 from ptq.kernels.requantize import Rounding
 from ptq.kernels.vectors import span
 from ptq.kernels.view import View
 
+PERMUTED = 64
+"""Codes of a vector of AVX-512."""
+TABLES = 64
+"""Of a channel each: as many as a first-level cache holds."""
 FLOATS = {"float32": 2**24, "float64": 2**53}
 """What they hold exactly, the first that does being the fastest."""
 
@@ -143,18 +147,33 @@ class Multiply:
         return self.rounding.oracle(product, 0, 0)
 
 
+def permuted(table: Buffer, codes: Expr) -> Expr:
+    """table[codes], uint8x64: one permutation (vpermi2b) of two vectors for each half."""
+    index = T.Bind(T.reinterpret("int8x64", codes))
+    quarters = [T.reinterpret("int8x64", table[span(64 * i, PERMUTED)]) for i in range(4)]
+    name = "llvm.x86.avx512.vpermi2var.qi.512"
+    low, high = (
+        T.call_llvm_pure_intrin("int8x64", name, first, index, second)
+        for first, second in (quarters[:2], quarters[2:])
+    )
+    upper = codes >= T.broadcast(T.uint8(128), PERMUTED)
+    return T.reinterpret("uint8x64", tirx.Select(upper, high, low))
+
+
 @dataclass(frozen=True)
 class Lookup:
     """y = table[channel, x].
 
     channel: where the row of an element begins in the table: stride 256 along the channel axis,
     0 along the others; all strides are 0 if there is one table.
+    permutes: the processor has AVX512-VBMI, which looks up 64 codes in a table of bytes at a time.
     """
 
     x: View
     channel: View
     y: View
     dtype: str = "uint8"
+    permutes: bool = False
 
     def parameters(self) -> tuple[Parameter, ...]:
         """table of `dtype` [rows * 256], x uint8, y of `dtype`."""
@@ -165,12 +184,21 @@ class Lookup:
         )
 
     def emit(self, on: Binding, table: Buffer, x: Buffer, y: Buffer) -> None:
-        """One load a code."""
+        """One load a code, or permutations of a table that stays in registers."""
+        if self.permutes and self.dtype == "uint8" and not any(self.channel.strides):
+
+            def vector(at_x: Expr, at_y: Expr, lanes: int) -> None:
+                code = x[span(at_x, lanes)]
+                found = permuted(table, code) if lanes > 1 else table[T.Cast("int32", code)]
+                T.buffer_store(y, found, [span(at_y, lanes)])
+
+            by_runs(on, [self.x, self.y], PERMUTED, vector)
+            return
 
         def body(at_x: Expr, row: Expr, at_y: Expr) -> None:
             T.buffer_store(y, table[row + T.Cast("int32", x[at_x])], [at_y])
 
-        elementwise(on, [self.x, self.channel, self.y], body)
+        in_columns(on, [self.x, self.channel, self.y], TABLES, body)
 
     def oracle(self, table: Array, x: Array) -> Array:
         """By numpy's indexing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from tvm.tirx.script import builder as T
 
 from ptq.kernels.binding import Binding
@@ -21,6 +22,23 @@ def elementwise(on: Binding, views: Sequence[View], body: Callable[..., None]) -
     extents, walked = collapse(views)
     with on.nest(extents) as indices:
         body(*(view.at(indices) for view in walked))
+
+
+def in_columns(on: Binding, views: Sequence[View], most: int, body: Callable[..., None]) -> None:
+    """As `elementwise`, with the last loop in parts of at most so many, each a loop outermost.
+
+    For what is looked up by the last index: the rows of a part stay in the cache.
+    """
+    extents, walked = collapse(views)
+    *rest, last = (1, *extents)
+    parts = -(-last // most)
+    if parts == 1 or int(np.prod(rest)) == 1:
+        elementwise(on, views, body)
+        return
+    size = -(-last // parts)
+    with on.nest([parts, *rest[1:], size], neighbours=-1) as (part, *place, within):
+        first = T.min(part * size, T.int32(last - size))
+        body(*(view.at([*place, first + within]) for view in walked))
 
 
 def by_runs(on: Binding, views: Sequence[View], lanes: int, body: Callable[..., None]) -> None:

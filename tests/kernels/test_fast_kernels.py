@@ -12,6 +12,7 @@ pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compil
 
 from ptq.kernels.depthwise import Depthwise
 from ptq.kernels.dot import ISAS, safe_quads
+from ptq.kernels.elementwise import Lookup
 from ptq.kernels.functions import compile_for_host
 from ptq.kernels.packed_convolution import PackedConvolution, Tile
 from ptq.kernels.packing import pack, whole_pairs
@@ -184,6 +185,28 @@ def check_words(kernel: PackedConvolution, target: str) -> None:
     got = run(kernel, *arrays, target=target)
     np.testing.assert_array_equal(got.reshape(wanted.shape), wanted)
     assert len(np.unique(wanted)) > 20
+
+
+@pytest.mark.skipif("vbmi" not in NATIVE, reason="this processor has no AVX512-VBMI")
+@pytest.mark.parametrize("size", [64, 100, 640])
+def test_permutations_look_up_every_code(size: int) -> None:
+    view = View((3, size), (size, 1))
+    kernel = Lookup(view, View((3, size), (0, 0)), view, permutes=True)
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 256, 256).astype(np.uint8)
+    x = np.resize(rng.permutation(256), 3 * size).astype(np.uint8)
+    got = run(kernel, table, x, target="llvm:sapphirerapids")
+    np.testing.assert_array_equal(got, table[x])
+
+
+@pytest.mark.parametrize(("rows", "channels"), [(5, 100), (1, 200), (3, 64), (2, 129)])
+def test_tables_of_many_channels_are_walked_in_parts(rows: int, channels: int) -> None:
+    view = View((rows, channels), (channels, 1))
+    kernel = Lookup(view, View((rows, channels), (0, 256)), view)
+    rng = np.random.default_rng(0)
+    table, x = (rng.integers(0, 256, n).astype(np.uint8) for n in (256 * channels, rows * channels))
+    wanted = kernel.oracle(table, x).reshape(-1)
+    np.testing.assert_array_equal(run(kernel, table, x), wanted)
 
 
 def test_pack_puts_every_weight_where_the_oracle_finds_it() -> None:

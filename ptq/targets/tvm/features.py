@@ -9,6 +9,7 @@ from ptq.targets.tvm.description import llvm_features
 NAMES = {
     "amx-int8": "amx",
     "avx2": "avx2",
+    "avx512vbmi": "vbmi",
     "avx512vnni": "avx512vnni",
     "avxvnni": "avxvnni",
     "dotprod": "dotprod",

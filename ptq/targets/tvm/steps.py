@@ -84,7 +84,7 @@ def lookup(state: Lowering, step: steps.Lookup) -> None:
         strides[step.axis] = 256
     kernel = elementwise.Lookup(
         state.view(step.input), View(shape, tuple(strides)), state.view(step.output),
-        state.dtype(step.output),
+        state.dtype(step.output), "vbmi" in state.features,
     )  # fmt: skip
     table = state.constant(step.table.reshape(-1))
     state.call(step.name, kernel, table, state.codes(step.input), state.codes(step.output))

@@ -69,9 +69,9 @@ def test_native_is_what_the_system_tells_and_not_the_name_alone(
     monkeypatch.setattr(description, "CPU_INFO", tmp_path / "cpuinfo")
     native = Description("llvm", "x86_64-linux-gnu", "native")
     for flags, wanted in [
-        ("avx2 avx_vnni", {"avx2", "avx512vnni", "fma", "avxvnni"}),
-        ("avx2 amx_tile amx_int8", {"avx2", "avx512vnni", "fma", "amx"}),
-        ("avx2", {"avx2", "avx512vnni", "fma"}),
+        ("avx2 avx_vnni", {"avx2", "avx512vnni", "vbmi", "fma", "avxvnni"}),
+        ("avx2 amx_tile amx_int8", {"avx2", "avx512vnni", "vbmi", "fma", "amx"}),
+        ("avx2", {"avx2", "avx512vnni", "vbmi", "fma"}),
     ]:
         (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags}\n")
         found = native.resolved()
