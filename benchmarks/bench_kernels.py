@@ -1,14 +1,16 @@
 """Time of single layers: compiled kernels against onnxruntime's int8 ones, shape by shape.
 
     python benchmarks/bench_kernels.py kernels.jsonl [--network resnet50 ...] [--rounds 9]
+        [--target llvm:native]
     python benchmarks/bench_kernels.py kernels.jsonl --table
 
 Every layer is a model of its own, quantised to w8a8 on random samples, run by onnxruntime and as a
 compiled module, one thread each, in turns. Compared is what computes: the module's kernels and
 onnxruntime's profiled nodes without those that quantise, dequantise and move data at the boundary,
 which a network does not have between its layers. The least of three runs counts in every round;
-printed are medians. A line of JSON a layer, written when it is measured; layers that the file has
-are left out.
+printed are medians, and multiplications a second as a share of what vpdpbusd does on registers
+alone, where the target has it. A line of JSON a layer, written when it is measured; layers that the
+file has are left out.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +28,23 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
+from tvm.tirx.script import builder as T
 
 import ptq
 from ptq import runtime
 from ptq.compilation import save_compiled
+from ptq.kernels import dot
+from ptq.kernels.dot import Isa
+from ptq.kernels.kernel import Parameter
+from ptq.kernels.vectors import span
+from ptq.targets.tvm.description import Description
+from ptq.targets.tvm.features import features_of
 from ptq.targets.tvm.module import CompileOptions
+from ptq.targets.tvm.tune import on_zeros
 
 Array = np.ndarray
 REPEATS = 3
-BOUNDARY = ("Quantize", "Dequantize", "Copy", "Fill", "Transpose", "Reshape")
+BOUNDARY = ("Quantize", "Dequantize", "Copy", "Fill", "Border", "Transpose", "Reshape")
 """Beginnings of the names of kernels and operators that do not compute."""
 
 
@@ -182,7 +193,51 @@ def least(events: Sequence[Mapping[str, Any]]) -> float:
     return float(np.sum([taken[1:] for taken in runs.values()], axis=0).min())
 
 
-def measure(layer: Layer, rounds: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Peak:
+    """Nothing but vpdpbusd: twelve sums in registers, each added to in turn."""
+
+    isa: Isa
+    turns: int = 1 << 16
+    sums: int = 12
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """x: a quad; w: a vector of weights; y: the sums."""
+        size = self.sums * self.isa.lanes
+        return (
+            Parameter("x", "int32", 1),
+            Parameter("w", "int8", 4 * self.isa.lanes),
+            Parameter("y", "int32", size),
+        )
+
+    def emit(self, on: Any, x: Any, w: Any, y: Any) -> None:
+        """Every sum in turn."""
+        lanes = self.isa.lanes
+        acc = on.local("int32", self.sums * lanes)
+        places = [span(number * lanes, lanes) for number in range(self.sums)]
+        for at in places:
+            T.buffer_store(acc, y[at], [at])
+        with T.serial(0, self.turns):
+            for at in places:
+                total = self.isa.dots(acc[at], [x[0]], [w[span(0, 4 * lanes)]])
+                T.buffer_store(acc, total, [at])
+        for at in places:
+            T.buffer_store(y, acc[at], [at])
+
+
+def peak(target: str) -> float | None:
+    """GMAC/s of vpdpbusd on registers, or None without it."""
+    machine = Description.parse(target).resolved().target()
+    isa = dot.choose(features_of(machine))
+    if isa is None or "vnni" not in isa.name:
+        return None
+    kernel = Peak(isa)
+    run = on_zeros(kernel, machine)
+    taken = min(timeit.repeat(run, number=1, repeat=50))
+    return kernel.turns * kernel.sums * isa.lanes * 4 / taken / 1e9
+
+
+def measure(layer: Layer, rounds: int, target: str) -> dict[str, float]:
     """Median microseconds of both, and of their ratio."""
     rng = np.random.default_rng(0)
     model, shape = layer.model(rng)
@@ -192,7 +247,7 @@ def measure(layer: Layer, rounds: int) -> dict[str, float]:
         result = ptq.quantize(model, samples, recipe)
         file, library = Path(folder) / "layer.onnx", Path(folder) / "layer.so"
         result.save(file)
-        save_compiled(result, library, CompileOptions())
+        save_compiled(result, library, CompileOptions(target=target))
         ours, theirs = (
             with_module(library, samples[0]["x"]),
             with_onnxruntime(file, samples[0]["x"]),
@@ -212,10 +267,13 @@ def measure(layer: Layer, rounds: int) -> dict[str, float]:
 
 def table(lines: Sequence[Mapping[str, Any]]) -> None:
     """Print Markdown."""
-    print("| network | layer | onnxruntime / module | quartiles | GMAC/s |\n|---|---|---|---|---|")
+    print("| network | layer | onnxruntime / module | quartiles | GMAC/s | of vpdpbusd |")
+    print("|---|---|---|---|---|---|")
     for x in lines:
         spread = f"{x['low']:.2f} to {x['high']:.2f}"
-        print(f"| {x['network']} | {x['layer']} | {x['ratio']:.2f} | {spread} | {x['gmacs']:.0f} |")
+        share = f"{x['gmacs'] / x['peak']:.0%}" if x.get("peak") else ""
+        cells = x["network"], x["layer"], f"{x['ratio']:.2f}", spread, f"{x['gmacs']:.0f}", share
+        print(f"| {' | '.join(cells)} |")
 
 
 def main() -> None:
@@ -224,6 +282,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--network", action="append", choices=NETWORKS)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--target", default="llvm:native")
     parser.add_argument("--table", action="store_true", help="print what the file holds")
     options = parser.parse_args()
     known = options.out.read_text().splitlines() if options.out.exists() else []
@@ -231,12 +290,14 @@ def main() -> None:
     if options.table:
         table(lines)
         return
+    most = peak(options.target)
     done = {(line["network"], line["layer"]) for line in lines}
     for network in options.network or NETWORKS:
         for layer in NETWORKS[network]:
             if (network, str(layer)) in done:
                 continue
-            line = {"network": network, "layer": str(layer), **measure(layer, options.rounds)}
+            figures = measure(layer, options.rounds, options.target)
+            line = {"network": network, "layer": str(layer), **figures, "peak": most}
             with options.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(line, flush=True)

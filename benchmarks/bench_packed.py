@@ -1,6 +1,7 @@
 """Products with 4-bit weights: compiled modules against onnxruntime's MatMulNBits, in turns.
 
     python benchmarks/bench_packed.py [--size 4096] [--rows 1 --rows 16 --rows 128] [--rounds 9]
+        [--target llvm:native]
 
 A [rows, size] x [size, size] product, w4a8 per channel, with weights as int8 and packed, one
 thread. The rival has blocks of 32 and 128 and computes in int8, too (accuracy_level 4). Printed are
@@ -57,7 +58,7 @@ def timed(run: Callable[[], object]) -> float:
     return 1e6 * (time.perf_counter() - start)
 
 
-def modules(rows: int, size: int, folder: Path) -> dict[str, Callable[[], float]]:
+def modules(rows: int, size: int, target: str, folder: Path) -> dict[str, Callable[[], float]]:
     """The product as modules with weights as int8 and packed."""
     model, shape = Product(rows, size, size).model(np.random.default_rng(0))
     x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
@@ -68,18 +69,18 @@ def modules(rows: int, size: int, folder: Path) -> dict[str, Callable[[], float]
     runs = {}
     for weights in ("int8", "packed"):
         path = folder / f"{weights}.so"
-        save_compiled(result, path, CompileOptions(weights=weights))
+        save_compiled(result, path, CompileOptions(target=target, weights=weights))
         runs[f"module, {weights}"] = with_module(path, x)
     return runs | {
         f"MatMulNBits, blocks of {block}": matmul_nbits(rows, size, block, x) for block in (32, 128)
     }
 
 
-def report(rows: int, size: int, rounds: int) -> None:
+def report(rows: int, size: int, rounds: int, target: str) -> None:
     """Measure one shape and print its rows."""
     block = np.ones(READ_BYTES // 8)
     with tempfile.TemporaryDirectory() as folder:
-        runs = modules(rows, size, Path(folder))
+        runs = modules(rows, size, target, Path(folder))
         runs["reading"] = lambda: timed(block.sum)
         for run in runs.values():
             run()
@@ -103,9 +104,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--rows", type=int, action="append")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--target", default="llvm:native")
     options = parser.parse_args()
     for rows in options.rows or (1, 16, 128):
-        report(rows, options.size, options.rounds)
+        report(rows, options.size, options.rounds, options.target)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ class Tuner:
     def _fastest(self, kernel: PackedConvolution) -> Tile:
         """By the least time of single calls, in turns: whatever disturbs them only adds to it."""
         tiles = self._tiles(kernel)
-        runs = [_alone(replace(kernel, tile=tile), self.target) for tile in tiles]
+        runs = [on_zeros(replace(kernel, tile=tile), self.target) for tile in tiles]
         least = [float("inf")] * len(tiles)
         for _ in range(ROUNDS):
             for number, run in enumerate(runs):
@@ -112,7 +112,7 @@ def _zeros(parameter: Parameter) -> np.ndarray:
     return made[:size_bytes].view(parameter.dtype)
 
 
-def _alone(kernel: Kernel, target: Any) -> Callable[[], Any]:
+def on_zeros(kernel: Kernel, target: Any) -> Callable[[], Any]:
     """A call of the kernel on zeros."""
     inner = GlobalVar("kernel")
     with IRBuilder() as builder, T.prim_func(s_tir=True):
