@@ -74,7 +74,16 @@ def native_objects(
     ports.write_text(_header(contents.entry) + header)
     paths = {"PTQ_WEIGHTS": weights, "PTQ_DESCRIPTION": text, **(macros or {})}
     files = [f'-D{name}="{path}"' for name, path in paths.items()]
-    common = [compiler, "-std=c11", "-fvisibility=hidden", *FLAGS, *files, "-include", str(ports)]
+    common = [
+        compiler,
+        "-std=c11",
+        "-D_GNU_SOURCE",
+        "-fvisibility=hidden",
+        *FLAGS,
+        *files,
+        "-include",
+        str(ports),
+    ]
     objects = []
     for source in sources:
         objects.append(str(folder / f"{source}.o"))

@@ -1,5 +1,4 @@
 /* What parallel.c promises, as lines that test_parallel.py reads. */
-#define _GNU_SOURCE
 #include "parallel.h"
 
 #include <stdatomic.h>

@@ -23,7 +23,17 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bool]:
         pytest.skip("gcc is not installed")
     program = tmp_path_factory.mktemp("parallel") / "test"
     sources = [str(HERE / "parallel_test.c"), str(NATIVE / "parallel.c")]
-    flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-I", str(NATIVE)]
+    flags = [
+        "-std=c11",
+        "-D_GNU_SOURCE",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-pthread",
+        "-I",
+        str(NATIVE),
+    ]
     subprocess.run(["gcc", *flags, *sources, "-o", str(program)], check=True)
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=60, check=True)
     return {name: value == "1" for name, value in map(str.split, done.stdout.splitlines())}

@@ -7,9 +7,9 @@
  *   length of a chunk is a stall; for PATIENCE times its length loops then run on the caller alone,
  *   so that stalls take at most 1 / PATIENCE of the time.
  * - Helpers spin for a moment after their last chunk, because the next loop follows within
- *   microseconds, and then sleep until a loop wakes them.
+ *   microseconds, and then sleep until a loop wakes them. They are not woken on the caller's CPU:
+ *   where CPUs share no cache, Linux would put them there, behind the caller, for milliseconds.
  */
-#define _GNU_SOURCE
 #include "parallel.h"
 
 #include <pthread.h>
@@ -51,7 +51,12 @@ static _Atomic int32_t done;
 static _Atomic int64_t alone_until;
 static _Atomic int32_t sleepers;
 static atomic_flag busy = ATOMIC_FLAG_INIT;
-static int32_t started; /* helpers; guarded by `busy` */
+static int32_t started; /* helpers; guarded by `busy`, as what follows */
+static pthread_t helper_threads[PTQ_MOST_THREADS];
+#if defined(__linux__)
+static cpu_set_t usable; /* CPUs, by helpers */
+static int avoided = -1; /* the CPU of these that they keep away from */
+#endif
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 
@@ -131,6 +136,31 @@ static void forget_helpers(void)
     pthread_cond_init(&wake, NULL);
 }
 
+#if defined(__linux__)
+static void note_usable_cpus(void)
+{
+    avoided = -1;
+    if (sched_getaffinity(0, sizeof usable, &usable) != 0)
+        CPU_ZERO(&usable);
+}
+
+/* Have all helpers woken on other CPUs than the one that this thread is on, if there are any. */
+static void keep_away_from_here(void)
+{
+    int cpu = sched_getcpu();
+    if (cpu == avoided || cpu < 0 || CPU_COUNT(&usable) < 2)
+        return;
+    cpu_set_t others = usable;
+    CPU_CLR(cpu, &others);
+    for (int32_t i = 0; i < started; i++)
+        pthread_setaffinity_np(helper_threads[i], sizeof others, &others);
+    avoided = cpu;
+}
+#else
+static void note_usable_cpus(void) {}
+static void keep_away_from_here(void) {}
+#endif
+
 /* Start helpers that take no signals; returns how many there are now, at most `wanted`. */
 static int32_t start_helpers(int32_t wanted)
 {
@@ -141,10 +171,12 @@ static int32_t start_helpers(int32_t wanted)
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_t thread;
+    if (started == 0)
+        note_usable_cpus();
     while (started < wanted &&
            pthread_create(&thread, NULL, help, (void *)(intptr_t)(started + 1)) == 0) {
         pthread_detach(thread);
-        started++;
+        helper_threads[started++] = thread;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return started < wanted ? started : wanted;
@@ -154,6 +186,7 @@ static void wake_sleepers(void)
 {
     if (atomic_load(&sleepers) == 0)
         return;
+    keep_away_from_here();
     pthread_mutex_lock(&lock);
     atomic_store(&sleepers, 0); /* they are on their way; no need to call them again */
     pthread_cond_broadcast(&wake);
