@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ptq.cpus import allow_tiles
 from ptq.errors import UsageError
 from ptq.targets.tvm.tools import require_architectures, require_tvm
 
@@ -152,6 +153,8 @@ def _unnamed(machine: Description) -> tuple[str, ...]:
     if not CPU_INFO.is_file():
         return ()
     flags = set(CPU_INFO.read_text().split())
+    if not allow_tiles():
+        flags -= {"amx_tile"}
     known = llvm_features(machine.target())
     missing = [name for name, needed in DETECTED.items() if name not in known and flags >= needed]
     return tuple(f"+{name}" for name in missing)

@@ -68,11 +68,13 @@ def test_native_is_what_the_system_tells_and_not_the_name_alone(
     monkeypatch.setattr(codegen, "llvm_get_system_cpu", lambda: "rocketlake")
     monkeypatch.setattr(description, "CPU_INFO", tmp_path / "cpuinfo")
     native = Description("llvm", "x86_64-linux-gnu", "native")
-    for flags, wanted in [
-        ("avx2 avx_vnni", {"avx2", "avx512vnni", "vbmi", "fma", "avxvnni"}),
-        ("avx2 amx_tile amx_int8", {"avx2", "avx512vnni", "vbmi", "fma", "amx"}),
-        ("avx2", {"avx2", "avx512vnni", "vbmi", "fma"}),
+    for flags, allowed, wanted in [
+        ("avx2 avx_vnni", True, {"avx2", "avx512vnni", "vbmi", "fma", "avxvnni"}),
+        ("avx2 amx_tile amx_int8", False, {"avx2", "avx512vnni", "vbmi", "fma"}),
+        ("avx2 amx_tile amx_int8", True, {"avx2", "avx512vnni", "vbmi", "fma", "amx"}),
+        ("avx2", True, {"avx2", "avx512vnni", "vbmi", "fma"}),
     ]:
+        monkeypatch.setattr(description, "allow_tiles", lambda allowed=allowed: allowed)
         (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags}\n")
         found = native.resolved()
         assert features_of(found.target()) == wanted
