@@ -53,17 +53,14 @@ def variable(on: Binding, dtype: str, value: Any) -> Buffer:
 
 
 def cache_lines(on: Binding, dtype: str, size: int) -> Buffer:
-    """Memory of one iteration that begins a line of the cache.
+    """Memory of one iteration on a CPU that begins a line of its cache.
 
-    TVM aligns to 16 bytes, and rows that cross lines take two accesses each. It also shortens
-    what is not accessed by name, so the ends are.
+    TVM aligns to 16 bytes, and what crosses lines takes two accesses.
     """
     spare = LINE_BYTES // np.dtype(dtype).itemsize - 1
-    made = on.local(dtype, size + spare)
-    for end in (0, size + spare - 1):
-        T.buffer_store(made, tirx.const(0, dtype), [end])
-    last = tirx.address_of(made[spare])
-    line = T.call_llvm_pure_intrin("handle", "llvm.ptrmask", last, T.int64(-LINE_BYTES))
+    last = on.local(dtype, size + spare).access_ptr("rw", offset=spare)
+    kind = T.handle(dtype).ty
+    line = T.call_llvm_pure_intrin(kind, "llvm.ptrmask", last, T.int64(-LINE_BYTES))
     return T.decl_buffer((size,), dtype, data=T.Bind(line))
 
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.binding import Binding
+from ptq.kernels.binding import Binding, cache_lines
 from ptq.kernels.dot import ISAS, QUAD
 from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
-from ptq.kernels.quad_vectors import WIDTHS, Width, on_lines
+from ptq.kernels.quad_vectors import WIDTHS, Width
 from ptq.kernels.quad_window import Tile, Window
 from ptq.kernels.requantize import Rounding
 from ptq.kernels.saturation import VECTORS
@@ -178,7 +178,7 @@ class DepthwiseQuads:
         """[columns, quads, vectors] of a strip."""
         by_rows = self.window.quads(self.tile.rows)
         width, size = self.window.width(self.tile.columns), block.width.size_bytes
-        made = on_lines(on, width * len(by_rows) * VECTORS * size)
+        made = cache_lines(on, "uint8", width * len(by_rows) * VECTORS * size)
         with T.serial(0, width) as column:
             for number, rows in enumerate(by_rows):
                 starts = [

@@ -13,7 +13,6 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ptq.kernels.binding import Binding
 from ptq.kernels.dot import QUAD
 from ptq.kernels.kernel import Array, Buffer, Expr
 from ptq.kernels.requantize import Rounding
@@ -21,7 +20,6 @@ from ptq.kernels.saturation import VECTORS, can_pack, packed
 
 CHUNK = 16
 """Bytes within which x86 moves bytes."""
-LINE = 64
 
 
 @dataclass(frozen=True)
@@ -100,17 +98,6 @@ def _interleave(a: Expr, b: Expr, size: int, unit: int, half: int) -> Expr:
         for byte in range(unit)
     ]
     return T.Bind(tirx.Shuffle([a, b], _indices(order)))
-
-
-def on_lines(on: Binding, size: int) -> Buffer:
-    """Bytes on the stack that begin with a line of the cache, so that no vector lies in two.
-
-    TVM aligns to 16 bytes.
-    """
-    room = on.local("uint8", size + LINE)
-    place = room.access_ptr("rw", offset=LINE - 1)
-    start = T.call_llvm_pure_intrin(T.handle("uint8").ty, "llvm.ptrmask", place, T.int64(-LINE))
-    return T.decl_buffer((size,), "uint8", data=T.Bind(start))
 
 
 def _intrinsic(name: str, lanes: int) -> Callable[[Expr, Expr, Expr], Expr]:
