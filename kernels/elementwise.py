@@ -10,10 +10,10 @@ from tvm.tirx.script import builder as T
 
 from ptq.kernels.binding import Binding
 from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
-from ptq.kernels.loops import NEVER, by_runs, elementwise, in_columns
+from ptq.kernels.loops import NEVER, by_runs, in_columns
 from ptq.kernels.packed_sums import PackedSums
 from ptq.kernels.requantize import Rounding
-from ptq.kernels.vectors import span
+from ptq.kernels.vectors import of_lanes, span, spread
 from ptq.kernels.view import View
 
 PERMUTED = 64
@@ -113,13 +113,17 @@ class Add:
 
 @dataclass(frozen=True)
 class Multiply:
-    """y = clamp(z + RNE((a - za) * (b - zb) * M / 2^S)); a and b seen in y's shape."""
+    """y = clamp(z + RNE((a - za) * (b - zb) * M / 2^S)); a and b seen in y's shape.
+
+    lanes: elements at a time, in floats; more than one only if `floats_are_exact`.
+    """
 
     a: View
     b: View
     y: View
     zero_points: tuple[int, int]
     rounding: Rounding
+    lanes: int = 1
 
     def parameters(self) -> tuple[Parameter, ...]:
         """a and b uint8, y codes."""
@@ -130,15 +134,28 @@ class Multiply:
         )
 
     def emit(self, on: Binding, a: Buffer, b: Buffer, y: Buffer) -> None:
-        """The product fits in 17 bits."""
+        """The product fits in 17 bits, so that a float32 holds it."""
         za, zb = self.zero_points
+        assert self.rounding.ratio is not None
+        factor, shift = self.rounding.ratio
+        kind = self.rounding.float_dtype
+        unit = on.real(factor * 2.0**-shift, kind) if self.lanes > 1 else None
 
-        def body(at_a: Expr, at_b: Expr, at_y: Expr) -> None:
-            first = T.Cast("int32", a[at_a]) - T.int32(za)
-            second = T.Cast("int32", b[at_b]) - T.int32(zb)
-            T.buffer_store(y, self.rounding.integer(first * second), [at_y])
+        def body(at_a: Expr, at_b: Expr, at_y: Expr, lanes: int) -> None:
+            first, second = (
+                T.Cast(of_lanes("int32", lanes), codes[span(at, lanes)]) - spread(T.int32(z), lanes)
+                for codes, at, z in ((a, at_a, za), (b, at_b, zb))
+            )
+            if lanes == 1:
+                code = self.rounding.integer(first * second)
+            else:
+                first, second = (T.Cast(of_lanes(kind, lanes), part) for part in (first, second))
+                scaled = first * second * spread(unit, lanes)
+                code = self.rounding.real(scaled, lanes)
+            T.buffer_store(y, code, [span(at_y, lanes)])
 
-        elementwise(on, [self.a, self.b, self.y], body)
+        most = self.lanes if self.lanes > 1 else NEVER
+        by_runs(on, [self.a, self.b, self.y], most, body)
 
     def oracle(self, a: Array, b: Array) -> Array:
         """By the reference's rounding."""

@@ -12,7 +12,7 @@ pytest.importorskip("tvm", reason="TVM is not installed: pip install 'ptq-compil
 
 from ptq.kernels.depthwise import Depthwise
 from ptq.kernels.dot import ISAS, safe_quads
-from ptq.kernels.elementwise import Lookup
+from ptq.kernels.elementwise import Lookup, Multiply
 from ptq.kernels.functions import compile_for_host
 from ptq.kernels.packed_convolution import PackedConvolution, Tile
 from ptq.kernels.packing import pack, whole_pairs
@@ -197,6 +197,25 @@ def test_permutations_look_up_every_code(size: int) -> None:
     x = np.resize(rng.permutation(256), 3 * size).astype(np.uint8)
     got = run(kernel, table, x, target="llvm:sapphirerapids")
     np.testing.assert_array_equal(got, table[x])
+
+
+@pytest.mark.parametrize("channels", [16, 24, 100])
+@pytest.mark.parametrize("ratio", [(1, 8), (5, 9), (77, 14), (1, 1)])
+def test_products_of_codes_by_vectors_are_those_of_integers(
+    channels: int, ratio: tuple[int, int]
+) -> None:
+    """All pairs of codes, and one row for all rows; halves are among the products."""
+    rows = 65536 // channels + 1
+    view = View((rows, channels), (channels, 1))
+    scale = View((rows, channels), (0, 1))
+    rounding = Rounding(118, 3, 250, ratio)
+    kernel = Multiply(view, view, view, (7, 200), rounding, lanes=16)
+    pairs = np.resize(np.arange(65536), rows * channels)
+    a, b = (pairs % 256).astype(np.uint8), (pairs // 256).astype(np.uint8)
+    np.testing.assert_array_equal(run(kernel, a, b), kernel.oracle(a, b).reshape(-1))
+    one = replace(kernel, b=scale)
+    wanted = one.oracle(a, b[:channels]).reshape(-1)
+    np.testing.assert_array_equal(run(one, a, b[:channels]), wanted)
 
 
 @pytest.mark.parametrize(("rows", "channels"), [(5, 100), (1, 200), (3, 64), (2, 129)])

@@ -9,7 +9,8 @@ import numpy as np
 from ptq.integer import program as steps
 from ptq.integer.arithmetic import Requantizer
 from ptq.kernels import boundary, convolution, dot, elementwise, normalization, reduction
-from ptq.kernels.requantize import Rounding, channel_ratios
+from ptq.kernels.loops import LANES
+from ptq.kernels.requantize import Rounding, channel_ratios, floats_are_exact
 from ptq.kernels.softmax import Mask, Softmax
 from ptq.kernels.view import View
 from ptq.targets.tvm.fast import fast_convolution, fast_gemm
@@ -64,13 +65,15 @@ def add(state: Lowering, step: steps.Add) -> None:
 
 def multiply(state: Lowering, step: steps.Multiply) -> None:
     """Operands broadcast to the output's shape."""
-    shape = state.shape(step.output)
+    shape, isa = state.shape(step.output), dot.choose(state.features)
+    exact = floats_are_exact(step.requantizer)
     kernel = elementwise.Multiply(
         state.view(step.a).broadcast(shape),
         state.view(step.b).broadcast(shape),
         state.view(step.output),
         (state.plan(step.a).zero_point, state.plan(step.b).zero_point),
         Rounding.of(step.requantizer),
+        LANES if isa is not None and not isa.by_thread and exact else 1,
     )
     operands = (state.codes(name) for name in (step.a, step.b, step.output))
     state.call(step.name, kernel, *operands)
