@@ -12,6 +12,7 @@ from tvm.tirx.script import builder as T
 from ptq.kernels.binding import Binding, serial, variable
 from ptq.kernels.kernel import Array, Buffer, Expr, Parameter
 from ptq.kernels.requantize import Rounding
+from ptq.kernels.vectors import of_lanes, span, spread
 from ptq.kernels.view import View
 
 
@@ -25,6 +26,7 @@ class Mean:
     """y = requantize(sum of (x - zero_point)).
 
     kept: x over the axes that stay, in y's order. summed: x over the axes that are summed.
+    lanes: sums at a time, of the last axis that stays, whose elements have to be neighbours then.
     """
 
     kept: View
@@ -32,6 +34,7 @@ class Mean:
     y: View
     zero_point: int
     rounding: Rounding
+    lanes: int = 1
 
     def parameters(self) -> tuple[Parameter, ...]:
         """x and y uint8."""
@@ -44,14 +47,24 @@ class Mean:
         return int(np.prod(self.summed.shape, dtype=np.int64))
 
     def emit(self, on: Binding, x: Buffer, y: Buffer) -> None:
-        """Sums the codes, then takes the zero points off at once."""
-        with on.nest(self.y.shape, self.count) as i:
-            total = variable(on, "int32", 0)
+        """Sums the codes, then takes the zero points off at once.
+
+        The last vector begins earlier.
+        """
+        lanes = self.lanes
+        kind, every = of_lanes("int32", lanes), span(T.int32(0), lanes)
+        *others, last = self.y.shape or (1,)
+        with on.nest([*others, -(-last // lanes)], self.count * lanes) as (*place, number):
+            first = T.min(number * lanes, T.int32(last - lanes)) if lanes > 1 else number
+            i = [*place, first] if self.y.shape else []
+            total = on.local("int32", lanes)
+            T.buffer_store(total, spread(T.int32(0), lanes), [every])
             with serial(self.summed.shape) as j:
-                code = x[both(self.kept, self.summed, i, j)]
-                T.buffer_store(total, total[0] + T.Cast("int32", code), [0])
-            centred = total[0] - T.int32(self.count * self.zero_point)
-            T.buffer_store(y, self.rounding.integer(centred), [self.y.at(i)])
+                codes = x[span(both(self.kept, self.summed, i, j), lanes)]
+                T.buffer_store(total, total[every] + T.Cast(kind, codes), [every])
+            centred = total[every] - spread(T.int32(self.count * self.zero_point), lanes)
+            code = self.rounding.integer(centred, lanes=lanes)
+            T.buffer_store(y, code, [span(self.y.at(i), lanes)])
 
     def oracle(self, x: Array) -> Array:
         """By numpy's sum."""

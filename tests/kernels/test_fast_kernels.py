@@ -16,6 +16,7 @@ from ptq.kernels.elementwise import Lookup, Multiply
 from ptq.kernels.functions import compile_for_host
 from ptq.kernels.packed_convolution import PackedConvolution, Tile
 from ptq.kernels.packing import pack, whole_pairs
+from ptq.kernels.reduction import Mean
 from ptq.kernels.requantize import Rounding
 from ptq.kernels.view import View
 from ptq.targets.tvm.description import Description
@@ -216,6 +217,17 @@ def test_products_of_codes_by_vectors_are_those_of_integers(
     one = replace(kernel, b=scale)
     wanted = one.oracle(a, b[:channels]).reshape(-1)
     np.testing.assert_array_equal(run(one, a, b[:channels]), wanted)
+
+
+@pytest.mark.parametrize(("channels", "lanes"), [(64, 64), (100, 64), (40, 32), (16, 16)])
+def test_means_of_channels_by_vectors_equal_their_oracle(channels: int, lanes: int) -> None:
+    kept, summed = View((2, channels), (35 * channels, 1)), View((35,), (channels,))
+    y = View((2, channels), (channels, 1))
+    kernel = Mean(kept, summed, y, 99, Rounding(118, 3, 250, (77, 11)), lanes)
+    x = np.random.default_rng(0).integers(0, 256, 70 * channels).astype(np.uint8)
+    wanted = kernel.oracle(x).reshape(-1)
+    np.testing.assert_array_equal(run(kernel, x), wanted)
+    assert len(np.unique(wanted)) > 10
 
 
 @pytest.mark.parametrize(("rows", "channels"), [(5, 100), (1, 200), (3, 64), (2, 129)])

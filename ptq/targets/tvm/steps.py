@@ -20,6 +20,8 @@ from ptq.targets.tvm.lowering import Feed, Lowering, Operand, Result, Rule
 from ptq.targets.tvm.moves import apply
 from ptq.targets.tvm.products import fast_matmul
 
+MEAN_LANES = (64, 32, 16)
+"""Sums that stay in registers."""
 NORM_LANES = 8
 
 
@@ -100,12 +102,16 @@ def mean(state: Lowering, step: steps.Mean) -> None:
     kept = [axis for axis in range(len(x.shape)) if axis not in axes]
     if step.keepdims:
         y = _pick(y, kept)
+    isa, stays = dot.choose(state.features), _pick(x, kept)
+    fits = [lanes for lanes in MEAN_LANES if kept and lanes <= y.shape[-1]]
+    neighbours = bool(kept) and stays.strides[-1] == y.strides[-1] == 1
     kernel = reduction.Mean(
-        _pick(x, kept),
+        stays,
         _along(x, sorted(axes)),
         y,
         state.plan(step.input).zero_point,
         Rounding.of(step.requantizer),
+        fits[0] if fits and neighbours and isa is not None and not isa.by_thread else 1,
     )
     state.call(step.name, kernel, state.codes(step.input), state.codes(step.output))
 
