@@ -55,6 +55,15 @@ def by_runs(on: Binding, views: Sequence[View], lanes: int, body: Callable[..., 
         body(*(view.at([*place, first]) for view in walked), lanes)
 
 
+def are_pixels(views: Sequence[View], most: int) -> bool:
+    """True if y has beside each other what x has apart: up to `most` channels of enough pixels."""
+    extents, (x, y) = collapse(views)
+    *_, width, channels = (1, 1, *extents)
+    steps = [(0, 0, *view.strides)[-2:] for view in (x, y)]
+    enough = channels <= most and width >= LANES
+    return enough and steps[0][0] == 1 and steps[1] == (channels, 1)
+
+
 def by_pixels(
     on: Binding, views: Sequence[View], most: int, body: Callable[[list[Expr], Expr, int], None]
 ) -> None:
@@ -65,8 +74,7 @@ def by_pixels(
     """
     extents, (x, y) = collapse(views)
     *rest, width, channels = (1, 1, *extents)
-    steps = [(0, 0, *view.strides)[-2:] for view in (x, y)]
-    if channels > most or width < LANES or steps[0][0] != 1 or steps[1] != (channels, 1):
+    if not are_pixels(views, most):
         by_runs(on, views, LANES, lambda at_x, at_y, lanes: body([at_x], at_y, lanes))
         return
     with on.nest([*rest[2:], -(-width // LANES)], LANES) as (*place, number):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,18 +11,26 @@ from tvm.tirx.script import builder as T
 
 from ptq.kernels.binding import Binding
 from ptq.kernels.kernel import Array, Buffer, Expr, Parameter, strides_of
-from ptq.kernels.loops import elementwise
+from ptq.kernels.loops import are_pixels, by_pixels, elementwise
 from ptq.kernels.requantize import clamp
+from ptq.kernels.vectors import span
 from ptq.kernels.view import View
+
+MIXED = 8
+"""Stretches that are in turns; of more, vectors take as many loads and shuffles as bytes do."""
 
 
 @dataclass(frozen=True)
 class Copy:
-    """y = x; both views have one shape. Elements of y's buffer outside its view stay."""
+    """y = x; both views have one shape. Elements of y's buffer outside its view stay.
+
+    mixes: stretches of x that lie in turns in y are mixed in vectors, as a CPU is faster at.
+    """
 
     x: View
     y: View
     dtype: str = "uint8"
+    mixes: bool = False
 
     def parameters(self) -> tuple[Parameter, ...]:
         """x and y of `dtype`."""
@@ -29,15 +38,27 @@ class Copy:
 
     def emit(self, on: Binding, x: Buffer, y: Buffer) -> None:
         """Contiguous stretches become one loop."""
+        views = [self.x, self.y]
+        if self.mixes and are_pixels(views, MIXED):
+            by_pixels(on, views, MIXED, lambda at_x, at_y, lanes: _mix(x, y, at_x, at_y, lanes))
+            return
 
         def body(at_x: Expr, at_y: Expr) -> None:
             T.buffer_store(y, x[at_x], [at_y])
 
-        elementwise(on, [self.x, self.y], body)
+        elementwise(on, views, body)
 
     def oracle(self, x: Array) -> Array:
         """The view itself."""
         return self.x.read(x)
+
+
+def _mix(x: Buffer, y: Buffer, starts: Sequence[Expr], at: Expr, lanes: int) -> None:
+    """Vectors of x, lane by lane beside each other in y."""
+    parts = [T.Bind(x[span(start, lanes)]) for start in starts]
+    order = [part * lanes + lane for lane in range(lanes) for part in range(len(parts))]
+    mixed = tirx.Shuffle(parts, [tirx.const(i, "int32") for i in order])
+    T.buffer_store(y, mixed, [span(at, lanes * len(parts))])
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ptq.kernels.depthwise import Depthwise
 from ptq.kernels.dot import ISAS, safe_quads
 from ptq.kernels.elementwise import Lookup, Multiply
 from ptq.kernels.functions import compile_for_host
+from ptq.kernels.movement import Copy
 from ptq.kernels.packed_convolution import PackedConvolution, Tile
 from ptq.kernels.packing import pack, whole_pairs
 from ptq.kernels.reduction import Mean
@@ -217,6 +218,18 @@ def test_products_of_codes_by_vectors_are_those_of_integers(
     one = replace(kernel, b=scale)
     wanted = one.oracle(a, b[:channels]).reshape(-1)
     np.testing.assert_array_equal(run(one, a, b[:channels]), wanted)
+
+
+@pytest.mark.parametrize("groups", [2, 3, 4, 8, 9])
+@pytest.mark.parametrize("channels", [16, 48, 58, 10])
+def test_groups_of_channels_are_mixed_by_vectors(groups: int, channels: int) -> None:
+    """Nine groups, or ten channels, are copied one by one."""
+    pixel = groups * channels
+    x = View((7, channels, groups), (pixel, 1, channels))
+    y = View((7, channels, groups), (pixel, groups, 1))
+    codes = np.random.default_rng(0).integers(0, 256, 7 * pixel).astype(np.uint8)
+    got = run(Copy(x, y, mixes=True), codes)
+    np.testing.assert_array_equal(got, x.read(codes).reshape(-1))
 
 
 @pytest.mark.parametrize(("channels", "lanes"), [(64, 64), (100, 64), (40, 32), (16, 16)])

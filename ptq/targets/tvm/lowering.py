@@ -93,9 +93,14 @@ class Lowering:
     def __post_init__(self) -> None:
         ranks = {name: len(shape) for name, shape in self.trace.codes.items()}
         self._last = channels_last(self.program, ranks)
-        isa = dot.choose(self.features)
-        if isa is not None and not isa.by_thread:
+        if self.vectors:
             self.frames = frames(self.program, self.trace.codes, self._last)
+
+    @property
+    def vectors(self) -> bool:
+        """True if the target is a CPU whose vectors fast kernels are written for."""
+        isa = dot.choose(self.features)
+        return isa is not None and not isa.by_thread
 
     def run(self, rules: Mapping[type[Step], Rule]) -> None:
         """Lower every step by its class's rule, and fill the frames of what it makes."""

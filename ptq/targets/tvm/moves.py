@@ -166,7 +166,7 @@ def _copy(state: Lowering, step: Apply, source: str, output: str, places: Index)
     inner = places[box]
     x = strided(inner)
     if x is not None:
-        state.call(step.name, Copy(x, y.part(box), dtype), *operands)
+        state.call(step.name, Copy(x, y.part(box), dtype, state.vectors), *operands)
         return
     flat = np.full(y.size, -1, np.int32)
     y.read(flat)[...] = places

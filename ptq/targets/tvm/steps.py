@@ -8,7 +8,7 @@ import numpy as np
 
 from ptq.integer import program as steps
 from ptq.integer.arithmetic import Requantizer
-from ptq.kernels import boundary, convolution, dot, elementwise, normalization, reduction
+from ptq.kernels import boundary, convolution, elementwise, normalization, reduction
 from ptq.kernels.loops import LANES
 from ptq.kernels.requantize import Rounding, channel_ratios, floats_are_exact
 from ptq.kernels.softmax import Mask, Softmax
@@ -67,7 +67,7 @@ def add(state: Lowering, step: steps.Add) -> None:
 
 def multiply(state: Lowering, step: steps.Multiply) -> None:
     """Operands broadcast to the output's shape."""
-    shape, isa = state.shape(step.output), dot.choose(state.features)
+    shape = state.shape(step.output)
     exact = floats_are_exact(step.requantizer)
     kernel = elementwise.Multiply(
         state.view(step.a).broadcast(shape),
@@ -75,7 +75,7 @@ def multiply(state: Lowering, step: steps.Multiply) -> None:
         state.view(step.output),
         (state.plan(step.a).zero_point, state.plan(step.b).zero_point),
         Rounding.of(step.requantizer),
-        LANES if isa is not None and not isa.by_thread and exact else 1,
+        LANES if state.vectors and exact else 1,
     )
     operands = (state.codes(name) for name in (step.a, step.b, step.output))
     state.call(step.name, kernel, *operands)
@@ -102,7 +102,7 @@ def mean(state: Lowering, step: steps.Mean) -> None:
     kept = [axis for axis in range(len(x.shape)) if axis not in axes]
     if step.keepdims:
         y = _pick(y, kept)
-    isa, stays = dot.choose(state.features), _pick(x, kept)
+    stays = _pick(x, kept)
     fits = [lanes for lanes in MEAN_LANES if kept and lanes <= y.shape[-1]]
     neighbours = bool(kept) and stays.strides[-1] == y.strides[-1] == 1
     kernel = reduction.Mean(
@@ -111,7 +111,7 @@ def mean(state: Lowering, step: steps.Mean) -> None:
         y,
         state.plan(step.input).zero_point,
         Rounding.of(step.requantizer),
-        fits[0] if fits and neighbours and isa is not None and not isa.by_thread else 1,
+        fits[0] if fits and neighbours and state.vectors else 1,
     )
     state.call(step.name, kernel, state.codes(step.input), state.codes(step.output))
 
@@ -139,13 +139,12 @@ def normalize(state: Lowering, step: steps.Normalize) -> None:
     """Rows are all axes but the last."""
     x, y = state.view(step.input), state.view(step.output)
     *rest, last = range(len(x.shape))
-    isa = dot.choose(state.features)
     dense = x.strides[last] == y.strides[last] == 1 and x.shape[last] % NORM_LANES == 0
     kernel = normalization.Normalize(
         (_pick(x, rest), _pick(y, rest)), (_along(x, [last]), _along(y, [last])),
         state.plan(step.input).zero_point, step.centred, step.mean_bits, step.epsilon, step.shift,
         step.inverse_bits, Rounding.of(step.requantizer), state.dtype(step.input),
-        NORM_LANES if dense and isa is not None and not isa.by_thread else 1,
+        NORM_LANES if dense and state.vectors else 1,
     )  # fmt: skip
     constants = (state.constant(part.astype(np.float64)) for part in (step.gain, step.offset))
     operands = (state.codes(name) for name in (step.input, step.output))
