@@ -40,6 +40,16 @@ class View:
         start = sum(s.start * stride for s, stride in zip(box, self.strides, strict=True))
         return View(tuple(s.stop - s.start for s in box), self.strides, self.offset + start)
 
+    def split(self, shape: Sequence[int]) -> View:
+        """The same elements with axes split into several, each from its outermost on."""
+        strides, sizes = [], iter(shape)
+        for size, stride in zip(self.shape, self.strides, strict=True):
+            parts = [next(sizes)]
+            while math.prod(parts) < size:
+                parts.append(next(sizes))
+            strides += [stride * math.prod(parts[i + 1 :]) for i in range(len(parts))]
+        return View(tuple(shape), tuple(strides), self.offset)
+
     def broadcast(self, shape: Sequence[int]) -> View:
         """The same elements seen with a larger shape; repeated axes have stride 0."""
         missing = len(shape) - len(self.shape)
@@ -85,6 +95,30 @@ def addresses(view: View) -> npt.NDArray[np.int64]:
     grids = np.indices(view.shape).reshape(len(view.shape), math.prod(view.shape))
     strides = np.asarray(view.strides, np.int64).reshape(1, -1)
     return np.asarray(view.offset + (strides @ grids)[0], np.int64)
+
+
+def split_shape(places: npt.NDArray[np.int64]) -> tuple[int, ...]:
+    """The shape of a map with each axis in two where one stride does not tell it, but two may."""
+    shape: list[int] = []
+    for axis, size in enumerate(places.shape):
+        if size == 0:
+            return places.shape
+        line = places[tuple(slice(None) if a == axis else 0 for a in range(places.ndim))]
+        shape += _halves(line)
+    return tuple(shape)
+
+
+def _halves(line: npt.NDArray[np.int64]) -> list[int]:
+    """[n], or [outer, inner] if one stride does not tell the places and two do."""
+    steps = np.diff(line)
+    jumps = np.flatnonzero(steps != steps[:1])
+    inner = int(jumps[0]) + 1 if len(jumps) else len(line)
+    if inner == len(line) or len(line) % inner:
+        return [len(line)]
+    rows = line.reshape(-1, inner)
+    bent = [np.diff(rows, axis=axis, n=2).any() for axis in range(2)]
+    apart = (np.diff(rows, axis=0) != np.diff(rows, axis=0)[:, :1]).any()
+    return [len(line)] if any(bent) or apart else list(rows.shape)
 
 
 def strided(places: npt.NDArray[np.int64]) -> View | None:

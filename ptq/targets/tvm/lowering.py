@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ptq.integer.flow import writes
+from ptq.integer.flow import reads, writes
 from ptq.integer.program import Program, Step
 from ptq.kernels import dot
 from ptq.kernels.kernel import Kernel
@@ -72,6 +73,7 @@ class Lowering:
     features: what the target's processor has, for the choice of kernels.
     views: of tensors that their kernels lay out otherwise than `layout` has it.
     frames: around images, which the next convolution reads with them.
+    passing: tensors that only moves read: where their elements are in another one, row-major.
     weights: how they are stored, as in `CompileOptions`. tuner: gives the tile of a kernel.
     plain: step -> why it has plain loops where others have a fast kernel.
     """
@@ -87,6 +89,7 @@ class Lowering:
     plain: dict[str, str] = field(default_factory=dict)
     views: dict[str, View] = field(default_factory=dict)
     frames: dict[str, Frame] = field(default_factory=dict)
+    passing: dict[str, tuple[str, npt.NDArray[np.int64]]] = field(default_factory=dict)
     _stored: dict[tuple[str, bytes], Stored] = field(default_factory=dict)
     _last: frozenset[str] = frozenset()
 
@@ -95,6 +98,15 @@ class Lowering:
         self._last = channels_last(self.program, ranks)
         if self.vectors:
             self.frames = frames(self.program, self.trace.codes, self._last)
+
+    @cached_property
+    def readers(self) -> dict[str, list[Step]]:
+        """The steps that read each tensor of codes."""
+        found: dict[str, list[Step]] = {}
+        for step in self.program.steps:
+            for name in {ref.name for ref in reads(step) if ref.codes}:
+                found.setdefault(name, []).append(step)
+        return found
 
     @property
     def vectors(self) -> bool:

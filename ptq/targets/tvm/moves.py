@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ptq.integer import movement
-from ptq.integer.program import Apply, Ref
+from ptq.integer.program import Apply, Ref, Step
 from ptq.kernels.movement import Copy, Fill, Rows, Take
 from ptq.kernels.reduction import MaxPool
-from ptq.kernels.view import View, addresses, smallest_box, strided
+from ptq.kernels.view import View, addresses, smallest_box, split_shape, strided
 from ptq.targets.tvm.feeds import source_of
 from ptq.targets.tvm.joined import join_results
 from ptq.targets.tvm.lowering import Lowering
@@ -142,6 +142,11 @@ def _moved(state: Lowering, step: Apply) -> list[Index]:
 
 def _move(state: Lowering, step: Apply, output: str, index: Index) -> None:
     """Padding first, then one copy for every operand that the output has elements of."""
+    sources = _sources(step)
+    if len(sources) == 1 and index.min(initial=0) >= 0 and _only_passes(state, output):
+        origin, elements = _origin(state, sources[0])
+        state.passing[output] = origin, elements[index].reshape(-1)
+        return
     constants = np.unique(index[index < 0])
     if len(constants):
         whole = View((state.view(output).size,), (1,))
@@ -150,12 +155,31 @@ def _move(state: Lowering, step: Apply, output: str, index: Index) -> None:
         )
     start = 0
     for name in _sources(step):
-        elements = addresses(state.view(name))
+        origin, elements = _origin(state, name)
         mine = (index >= start) & (index < start + len(elements))
         if mine.any():
             places = np.where(mine, elements[np.where(mine, index - start, 0)], -1)
-            _copy(state, step, name, output, places)
+            _copy(state, step, origin, output, places)
         start += len(elements)
+
+
+def _origin(state: Lowering, name: str) -> tuple[str, Index]:
+    """The tensor in memory that has the elements, and where: its own, unless they only pass."""
+    return state.passing.get(name) or (name, addresses(state.view(name)))
+
+
+def _only_passes(state: Lowering, name: str) -> bool:
+    """True if whatever reads a tensor moves its elements on, so that they are moved once."""
+    readers = state.readers.get(name, [])
+    return bool(readers) and all(_moves(state, step) for step in readers)
+
+
+def _moves(state: Lowering, step: Step) -> bool:
+    """True if a step is a map of elements that is known."""
+    if not isinstance(step, Apply) or step.op_type in POOLS:
+        return False
+    known = step.op_type != "Gather" or _index_is_static(state, step)
+    return known and all(ref.codes for ref in step.outputs)
 
 
 def _copy(state: Lowering, step: Apply, source: str, output: str, places: Index) -> None:
@@ -164,9 +188,11 @@ def _copy(state: Lowering, step: Apply, source: str, output: str, places: Index)
     operands = state.codes(source), state.codes(output)
     box = smallest_box(places >= 0)
     inner = places[box]
-    x = strided(inner)
+    finer = split_shape(inner)
+    x = strided(inner.reshape(finer))
     if x is not None:
-        state.call(step.name, Copy(x, y.part(box), dtype, state.vectors), *operands)
+        to = y.part(box).split(finer)
+        state.call(step.name, Copy(x, to, dtype, state.vectors), *operands)
         return
     flat = np.full(y.size, -1, np.int32)
     y.read(flat)[...] = places

@@ -223,6 +223,24 @@ def test_codes_whose_samples_lie_along_another_axis(tmp_path: Path) -> None:
     assert {view.axis for view in compiled.code_views.values()} == {0, 1}
 
 
+def test_moves_in_a_row_are_one_copy(tmp_path: Path) -> None:
+    """A shuffle of channels: what lies between its three operators is never in memory."""
+    body = "a = Reshape(h, s) b = Transpose<perm = [0, 2, 1, 3, 4]>(a) c = Reshape(b, t)"
+    text = f"{{ h = Conv(x, w) {body} y = Conv(c, w) }}"
+    constants = {
+        "w": draw(32, 32, 1, 1),
+        "s": np.array([-1, 2, 16, 5, 4]),
+        "t": np.array([-1, 32, 5, 4]),
+    }
+    model = graph(f"(float[N, 32, 5, 4] x) => (float[N, 32, 5, 4] y) {text}", constants)
+    samples = {"x": draw(8, 32, 5, 4)}
+    result = quantize(model, [samples], Recipe(effort="fast"))
+    compiled = assert_same_codes(result.program, samples, tmp_path)
+    names = [name for step in compiled.kernels.values() for name in step]
+    assert names.count("Copy") == 1
+    assert not {"Take", "Fill"} & set(names)
+
+
 def test_module_in_c_gives_equal_codes(tmp_path: Path) -> None:
     result, feeds = random_program(2)
     assert_same_codes(result.program, feeds, tmp_path, target="c")
