@@ -31,7 +31,7 @@ def test_the_fastest_tile_is_taken_and_remembered(
         slow = kernel.tile.pixels != 3
         return lambda: np.ones(200_000).sum() if slow else None
 
-    monkeypatch.setattr(tune, "_alone", alone)
+    monkeypatch.setattr(tune, "on_zeros", alone)
     cache = tmp_path / "cache" / "tiles.json"
     wanted = Tile(3, 3, 2)
     assert tune.Tuner(4, None, "here", cache)(KERNEL) == wanted
