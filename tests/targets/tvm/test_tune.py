@@ -35,7 +35,7 @@ def test_the_fastest_tile_is_taken_and_remembered(
     cache = tmp_path / "cache" / "tiles.json"
     wanted = Tile(3, 3, 2)
     assert tune.Tuner(4, None, "here", cache)(KERNEL) == wanted
-    monkeypatch.setattr(tune, "_alone", None)
+    monkeypatch.setattr(tune, "on_zeros", None)
     assert tune.Tuner(4, None, "here", cache)(KERNEL) == wanted
     with pytest.raises(TypeError):
         tune.Tuner(4, None, "elsewhere", cache)(KERNEL)
