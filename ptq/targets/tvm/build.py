@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import replace
 
 from ptq.integer.program import Program
+from ptq.kernels.view import strided
 from ptq.targets.tvm.description import Description
 from ptq.targets.tvm.device_code import device_code
 from ptq.targets.tvm.features import features_of
@@ -71,14 +72,16 @@ def _identity(lowering: Lowering) -> str:
 
 
 def _code_views(lowering: Lowering, memory: MemoryPlan) -> dict[str, CodeView]:
-    """Where the codes of every value are, for those that the arena holds."""
+    """Where the codes of every value are, for those that the arena holds, be it for another one."""
+    places = {name: (name, lowering.view(name)) for name in lowering.trace.codes}
+    for name, (origin, elements) in lowering.passing.items():
+        view = strided(elements.reshape(lowering.shape(name)))
+        if view is not None:
+            places[name] = origin, view
     return {
         name: CodeView(
-            memory.offsets[name],
-            lowering.dtype(name),
-            lowering.view(name),
-            lowering.trace.axes.get(name, 0),
+            memory.offsets[holder], lowering.dtype(name), view, lowering.trace.axes.get(name, 0)
         )
-        for name in lowering.trace.codes
-        if name in memory.offsets
+        for name, (holder, view) in places.items()
+        if holder in memory.offsets
     }
