@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ptq import runtime
 from ptq.calib_data import (
     Batch,
     Calibration,
@@ -56,7 +57,9 @@ def float_inputs(path: Path) -> tuple[InputSpec, ...]:
         ModelError: it cannot be read.
     """
     if is_compiled(path):
-        return boundary_specs(load_program(path).program, sizes_of(load_manifest(path)))
+        module = runtime.load(path)
+        batch = None if module.dynamic_batch else module.samples
+        return boundary_specs(load_program(path).program, sizes_of(load_manifest(path)), batch)
     model = load(path)  # checked before anything else, whoever wrote it
     return boundary_specs(load_program(path).program) if is_integer(path) else input_specs(model)
 

@@ -69,7 +69,7 @@ def test_verify_counts_no_mismatch_in_any_tensor(digits: Path) -> None:
     assert found["tensors"] > 15
 
 
-def test_verify_feeds_a_module_as_many_samples_as_it_takes(tmp_path: Path) -> None:
+def test_commands_feed_a_module_as_many_samples_as_it_takes(tmp_path: Path) -> None:
     out = tmp_path / "three.so"
     quantised = tmp_path / "digits.onnx"
     done = run_cli(
@@ -85,6 +85,10 @@ def test_verify_feeds_a_module_as_many_samples_as_it_takes(tmp_path: Path) -> No
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert (found["samples"], found["mismatches"]) == (6, 0)
+    done = run_cli("eval", out, "--data", DATA / "digits_eval.npz", "--samples", 7, "--json")
+    assert done.exit_code == 0, done.output
+    done = run_cli("bench", out, "--seconds", 0.1, "--json")
+    assert done.exit_code == 0, done.output
 
 
 def test_verify_notices_another_program(digits: Path, tmp_path: Path) -> None:
