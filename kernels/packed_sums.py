@@ -17,15 +17,13 @@ from tvm.tirx.script import builder as T
 
 from ptq.kernels.binding import Binding
 from ptq.kernels.kernel import Expr
-from ptq.kernels.requantize import Rounding
+from ptq.kernels.requantize import Rounding, to_nearest
+from ptq.kernels.saturation import pack
 
 HALF = 8
 """Bytes of half of 128 bits."""
-NAMES = {
-    32: ("avx2.pmadd.wd", "avx2.packssdw", "avx2.packuswb"),
-    64: ("avx512.pmaddw.d.512", "avx512.packssdw.512", "avx512.packuswb.512"),
-}
-"""Of instructions, by the bytes of a vector."""
+PRODUCTS = {32: "llvm.x86.avx2.pmadd.wd", 64: "llvm.x86.avx512.pmaddw.d.512"}
+"""vpmaddwd, by the bytes of a vector."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +54,7 @@ class PackedSums:
             for pair in pairs
             for upper in (0, 1)
         ]
-        _, to_words, to_bytes = NAMES[self.width]
-        half, zero = (
-            self.width // 2,
-            T.broadcast(T.int16(self.rounding.zero_point), self.width // 2),
-        )
-        words = [
-            _call(f"int16x{half}", f"sadd.sat.v{half}i16", self._x86(to_words, "int16", *two), zero)
-            for two in (rounded[:2], rounded[2:])
-        ]
-        codes = T.reinterpret(f"uint8x{self.width}", self._x86(to_bytes, "int8", *words))
-        low, high = (
-            T.broadcast(T.uint8(end), self.width) for end in (self.rounding.low, self.rounding.high)
-        )
-        return T.min(T.max(codes, low), high)
+        return pack(self.rounding, rounded, self.width // 4)
 
     def _unpacked(self, a: Expr, b: Expr, upper: int) -> Expr:
         """Bytes of both in turns, from the lower or upper half of each 128 bits."""
@@ -86,18 +71,9 @@ class PackedSums:
         lanes, (m, n) = self.width // 4, self.factors
         pairs = T.broadcast(T.int32((m & 0xFFFF) | n << 16), lanes)
         kind = f"int16x{2 * lanes}"
-        sums = self._x86(
-            NAMES[self.width][0], "int32", T.reinterpret(kind, words), T.reinterpret(kind, pairs)
-        )
+        words, pairs = (T.reinterpret(kind, part) for part in (words, pairs))
+        sums = T.call_llvm_pure_intrin(f"int32x{lanes}", PRODUCTS[self.width], words, pairs)
         unit = T.broadcast(on.real(self.unit), lanes)
         moved = T.broadcast(on.real(self.constant * self.unit), lanes)
         scaled = T.Cast(f"float32x{lanes}", sums) * unit + moved
-        return _call(f"int32x{lanes}", f"lrint.v{lanes}i32.v{lanes}f32", scaled)
-
-    def _x86(self, name: str, dtype: str, *vectors: Expr) -> Expr:
-        lanes = self.width // (int(dtype.removeprefix("int")) // 8)
-        return _call(f"{dtype}x{lanes}", f"x86.{name}", *vectors)
-
-
-def _call(dtype: str, name: str, *arguments: Expr) -> Expr:
-    return T.call_llvm_pure_intrin(dtype, f"llvm.{name}", *arguments)
+        return to_nearest(scaled, lanes)

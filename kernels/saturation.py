@@ -67,7 +67,11 @@ def packed(
         to_nearest(T.Cast(f"float32x{lanes}", acc) * ratio[some], lanes)
         for acc, some in zip(sums, channels, strict=True)
     ]
-    rounded = [rounded[number % len(rounded)] for number in range(VECTORS)]
+    return pack(rounding, [rounded[number % len(rounded)] for number in range(VECTORS)], lanes)
+
+
+def pack(rounding: Rounding, rounded: Sequence[Expr], lanes: int) -> Expr:
+    """uint8 codes of four vectors of int32 that are rounded, without the zero point."""
     to_words, to_bytes = PACKS[lanes]
     zero = T.broadcast(T.int16(rounding.zero_point), 2 * lanes)
     words = []

@@ -57,8 +57,7 @@ def float_inputs(path: Path) -> tuple[InputSpec, ...]:
         ModelError: it cannot be read.
     """
     if is_compiled(path):
-        module = runtime.load(path)
-        batch = None if module.dynamic_batch else module.samples
+        batch = runtime.load(path).fixed_batch
         return boundary_specs(load_program(path).program, sizes_of(load_manifest(path)), batch)
     model = load(path)  # checked before anything else, whoever wrote it
     return boundary_specs(load_program(path).program) if is_integer(path) else input_specs(model)

@@ -85,6 +85,11 @@ class Module:
     library: Any
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """How many samples a call takes, or None if it takes any number."""
+        return None if self.dynamic_batch else self.samples
+
     def __call__(self, *arrays: Array) -> Any:
         """The output, or a tuple of them, for the inputs in order.
 

@@ -119,9 +119,7 @@ def boundary_specs(
 def _fixed_batch(target: ir.Model | Runners) -> int | None:
     """How many samples a compiled module takes a call, if it takes no other number."""
     deployed = target.deployed if isinstance(target, Runners) else None
-    if not isinstance(deployed, Deployed) or deployed.module.dynamic_batch:
-        return None
-    return deployed.module.samples
+    return deployed.module.fixed_batch if isinstance(deployed, Deployed) else None
 
 
 def _compiled(model: Path, program: Program, options: VerifyOptions) -> Runners:

@@ -17,6 +17,7 @@ from tvm.tirx.script import builder as T
 from ptq.cpus import allow_tiles
 from ptq.kernels.functions import compile_for_host, prim_func
 from ptq.kernels.kernel import Kernel
+from ptq.kernels.requantize import Rounding
 from ptq.targets.tvm.description import Description
 
 Array = npt.NDArray[Any]
@@ -46,6 +47,16 @@ def run(kernel: Kernel, *arrays: Array, target: str = "llvm:native") -> Array:
         flat = [_aligned(np.ascontiguousarray(a).reshape(-1)) for a in (*arrays, written)]
         module["main"](*(tvm_ffi.from_dlpack(a) for a in flat))
         return flat[-1]
+
+
+def scales_of(rounding: Rounding, channels: int, rng: np.random.Generator) -> list[Array]:
+    """Scales of channels that use the whole range of codes."""
+    multiplier = rng.integers(1, 64, channels)
+    if rounding.floats:
+        return [(multiplier * np.float32(2.0**-13)).astype(np.float32)]
+    # More bits than a float32 product has.
+    multiplier = multiplier * 2**18 + rng.integers(1, 2**18, channels)
+    return [multiplier.astype(np.int32), np.full(channels, 31, np.int32)]
 
 
 def _aligned(array: Array) -> Array:

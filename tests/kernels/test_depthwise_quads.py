@@ -16,7 +16,7 @@ from ptq.kernels.quad_window import Tile, Window
 from ptq.kernels.requantize import Rounding
 from ptq.kernels.view import View
 from ptq.targets.tvm.description import Description
-from tests.kernels.run_kernel import alone, run
+from tests.kernels.run_kernel import alone, run, scales_of
 from tests.kernels.test_fast_kernels import NATIVE
 
 ROUND = Rounding(118, 3, 250, floats=True, fractions=True)
@@ -64,12 +64,7 @@ def contents(kernel: DepthwiseQuads) -> tuple[list[Array], Array]:
     channels, order = kernel.channels, kernel.order
     weight = rng.integers(-128, 128, (channels, *kernel.window.taps)).astype(np.int8)
     bias = rng.integers(-3000, 3000, channels).astype(np.int32)
-    multiplier = rng.integers(1, 64, channels)
-    if kernel.rounding.floats:
-        scales = [(multiplier * np.float32(2.0**-13)).astype(np.float32)]
-    else:  # more bits than a float32 product has
-        multiplier = multiplier * 2**18 + rng.integers(1, 2**18, channels)
-        scales = [multiplier.astype(np.int32), np.full(channels, 31, np.int32)]
+    scales = scales_of(kernel.rounding, channels, rng)
     x = rng.integers(0, 256, kernel.parameters()[-2].size).astype(np.uint8)
     return [kernel.arranged(weight), bias[order], *(part[order] for part in scales), x], weight
 

@@ -22,7 +22,7 @@ from ptq.kernels.requantize import Rounding
 from ptq.kernels.view import View
 from ptq.targets.tvm.description import Description
 from ptq.targets.tvm.features import features_of
-from tests.kernels.run_kernel import alone, run
+from tests.kernels.run_kernel import alone, run, scales_of
 
 ROUND = Rounding(118, 3, 250, floats=True)
 NATIVE = features_of(Description("llvm", cpu="native").resolved().target())
@@ -51,12 +51,7 @@ def contents(kernel: Any, reach: int) -> list[np.ndarray]:
     rng = np.random.default_rng(7)
     weight, bias, *_, x, _ = kernel.parameters()
     channels = bias.size
-    multiplier = rng.integers(1, 64, channels)
-    if kernel.rounding.floats:
-        scales = [(multiplier * np.float32(2.0**-13)).astype(np.float32)]
-    else:  # more bits than a float32 product has
-        multiplier = multiplier * 2**18 + rng.integers(1, 2**18, channels)
-        scales = [multiplier.astype(np.int32), np.full(channels, 31, np.int32)]
+    scales = scales_of(kernel.rounding, channels, rng)
     return [
         rng.integers(-reach, reach + 1, weight.size).astype(weight.dtype),
         rng.integers(-3000, 3000, channels).astype(np.int32),
