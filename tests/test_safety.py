@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,10 +142,14 @@ def test_twenty_doublings_are_counted_not_expanded() -> None:
     model = with_functions(
         *(function(f"f{i}", f"f{i + 1}", f"f{i + 1}") for i in range(20)), function("f20")
     )
-    start = time.perf_counter()
-    with pytest.raises(UnsafeModelError, match=f"{2**20} nodes after its functions"):
-        check(model)
-    assert time.perf_counter() - start < 1
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnsafeModelError, match=f"{2**20} nodes after its functions"):
+            check(model)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 2**20  # less than a byte for each node
 
 
 def test_recursion_is_refused() -> None:
@@ -343,18 +347,15 @@ def test_hugging_face_link_to_elsewhere_is_refused(tmp_path: Path) -> None:
         load(model)
 
 
-def test_more_than_two_gib_opens_at_once_in_little_memory(tmp_path: Path) -> None:
+def test_more_than_two_gib_opens_in_little_memory(tmp_path: Path) -> None:
     count = 600_000_000  # 2.4 GB of float32, a sparse file
     path = saved(tmp_path, external([count], location="w.bin", length=str(4 * count)))
     with (tmp_path / "w.bin").open("wb") as file:
         file.truncate(4 * count)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
     model = load(path)
-    elapsed = time.perf_counter() - start
     grown_bytes = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert model.graph.initializers["w"].const_value.nbytes == 4 * count
-    assert elapsed < 2
     assert grown_bytes < 64 << 20
 
 

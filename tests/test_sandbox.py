@@ -50,18 +50,22 @@ def test_the_output_comes_back() -> None:
     assert call(double, b"abc", QUICK).output == b"abcabc"
 
 
+def modules(payload: bytes) -> bytes:
+    return " ".join(sys.modules).encode()
+
+
 def test_start_up_is_cheap() -> None:
-    start = time.perf_counter()
-    call(double, b"", QUICK)
-    assert time.perf_counter() - start < 2
+    heavy = {"numpy", "onnx", "onnx_ir", "onnxruntime", "scipy", "torch", "tvm"}
+    assert heavy.isdisjoint(call(modules, b"", QUICK).output.decode().split())
 
 
-def test_a_hang_ends_at_the_limit_and_leaves_no_process() -> None:
-    start = time.perf_counter()
-    outcome = call(hang, b"", Limits(seconds=1))
+def test_a_hang_ends_at_the_limit_and_leaves_no_process(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    outcome = call(report_and_hang, str(pid_file).encode(), Limits(seconds=5))
     assert outcome.output is None
-    assert outcome.failure == "took longer than 1 s"
-    assert time.perf_counter() - start < 5
+    assert outcome.failure == "took longer than 5 s"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS binds on Linux")
@@ -105,7 +109,7 @@ def test_ctrl_c_kills_the_child(tmp_path: Path) -> None:
         [sys.executable, str(script)], env=environment, stderr=subprocess.PIPE
     )
     pid_file = tmp_path / "pid"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     child = int(pid_file.read_text())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -317,11 +315,8 @@ def doublings(count: int) -> ir.Model:
 
 
 def test_a_model_that_hangs_shape_inference_ends_at_the_limit() -> None:
-    start = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PreparationWarning)
+    with pytest.warns(PreparationWarning, match=r"took longer than 3 s|needed more than 2.0 GiB"):
         prepare(doublings(34), Limits(seconds=3, memory_bytes=2 << 30))
-    assert time.perf_counter() - start < 30
 
 
 def test_weights_above_two_gib_stay_on_disk(

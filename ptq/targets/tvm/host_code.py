@@ -17,7 +17,7 @@ from ptq.targets.tvm.lowering import Lowering
 from ptq.targets.tvm.memory_plan import MemoryPlan
 from ptq.targets.tvm.ports import Port
 
-SOURCES = ("contents.c", "module.c", "parallel.c", "processor.c")
+SOURCES = ("clock.c", "contents.c", "module.c", "parallel.c", "processor.c")
 """What is linked into every module, so that it needs no library but libc."""
 
 

@@ -1,6 +1,7 @@
 /* A module for CPUs: its one function, and what its kernels ask of TVM's runtime, so that it needs
  * no library but libc.
  */
+#include "clock.h"
 #include "contents.h"
 #include "parallel.h"
 #include "ptq_module.h"

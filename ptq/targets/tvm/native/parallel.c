@@ -12,12 +12,13 @@
  */
 #include "parallel.h"
 
+#include "clock.h"
+
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <time.h>
 
 enum {
     PATIENCE = 16,
@@ -59,13 +60,6 @@ static int avoided = -1; /* the CPU of these that they keep away from */
 #endif
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
-
-int64_t ptq_nanoseconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
-}
 
 static void pause_once(void)
 {

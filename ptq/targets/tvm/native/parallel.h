@@ -9,8 +9,6 @@
 /* Do part `chunk` of `chunks`. participant: 0 is the caller, below `threads`; no two run at once. */
 typedef void (*ptq_part)(void *context, int32_t chunk, int32_t chunks, int32_t participant);
 
-int64_t ptq_nanoseconds(void);
-
 /* Do all parts, in `chunks` of them, or in one while helpers are known to be held up. */
 void ptq_parallel(ptq_part part, void *context, int32_t chunks, int32_t threads);
 
