@@ -130,8 +130,7 @@ def save_model(
         if has_external(result.float_model):
             ir.save(result.model, paths.model, external_data=paths.data.name)
         else:
-            whole = result.model.clone()
-            _save_model(ir.external_data.load_to_model(whole), paths)
+            _save_model(result.model, paths)
         _write_manifest(_manifest(result, report, stage, out.parent, source), paths)
 
 
@@ -191,10 +190,12 @@ def _records(folder: Path) -> list[FileRecord]:
 
 
 def _save_model(model: ir.Model, paths: SidePaths) -> None:
+    """What still lies in the float model's files, such as a table of indices, goes with it."""
     if size_bytes(model) > LARGEST_PROTO_BYTES:
         ir.save(model, paths.model, external_data=paths.data.name)
     else:
-        paths.model.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+        whole = ir.external_data.load_to_model(model.clone())
+        paths.model.write_bytes(ir.to_proto(whole).SerializeToString(deterministic=True))
 
 
 def _source_record(source: Path | None, folder: Path) -> FileRecord | None:

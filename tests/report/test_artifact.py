@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from rich.console import Console
 
@@ -94,6 +96,37 @@ def test_a_model_above_the_protobuf_limit_keeps_its_weights_beside_it(
     sizes = [(tmp_path / name).stat().st_size for name in ("q.onnx", "q.onnx.data")]
     assert file_bytes(tmp_path / "q.onnx") == sum(sizes)
     save(result, tmp_path / "q.onnx", force=True)
+
+
+def test_what_lay_in_the_float_models_files_goes_with_the_model(tmp_path: Path) -> None:
+    """Here a table of indices, which is too large to be simplified and is not quantised."""
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    shifted (float[N, 8] x) => (float[N, 600, 4] y)
+      <int64[1] zero = {0}, int64 first = {0}, int64 one = {1}, int64[1] last = {1}> {
+        products = MatMul(x, weight)
+        sizes = Shape(x)
+        count = Gather(sizes, zero)
+        end = Squeeze(count)
+        rows = Range(first, end, one)
+        column = Unsqueeze(rows, last)
+        shifted = Add(column, table)
+        indices = Mod(shifted, count)
+        y = Gather<axis = 0>(products, indices)
+    }"""
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(text)
+    arrays = {"weight": rng.normal(size=(8, 4)).astype(np.float32), "table": np.arange(600)[None]}
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()
+    )
+    (tmp_path / "float").mkdir()
+    onnx.save(model, tmp_path / "float" / "m.onnx", save_as_external_data=True, size_threshold=0)
+    x = rng.normal(size=(16, 8)).astype(np.float32)
+    recipe = Recipe(rounding="nearest")
+    save(quantize(tmp_path / "float" / "m.onnx", [{"x": x}], recipe), tmp_path / "q.onnx")
+    shutil.rmtree(tmp_path / "float")
+    (y,) = onnxruntime.InferenceSession(tmp_path / "q.onnx").run(None, {"x": x})
+    np.testing.assert_allclose(y[3, 14], x[1] @ arrays["weight"], atol=0.1)
 
 
 def test_existing_files_are_kept(result: Result, tmp_path: Path) -> None:
