@@ -18,18 +18,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 import ptq
+from ptq.model import content_of
 from ptq.plan import Plan
 from ptq.recipe import Recipe
 
 _NAME = re.compile(r"(?P<key>[0-9a-f]{64})-(?P<done>\d+)\.plan")
 
 
-def run_key(model: bytes, recipe: Recipe, batches: Iterable[Mapping[str, npt.NDArray[Any]]]) -> str:
+def run_key(
+    model: ir.Model, recipe: Recipe, batches: Iterable[Mapping[str, npt.NDArray[Any]]]
+) -> str:
     """A hash of everything that decides the result of a run."""
     digest = hashlib.sha256(f"{ptq.__version__} {recipe.to_json()}".encode())
-    digest.update(model)
+    for part in content_of(model):
+        digest.update(part)
     for batch in batches:
         for name, array in sorted(batch.items()):
             digest.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -51,6 +52,15 @@ def load(source: Source, *, example_inputs: Any = None, dynamic_shapes: Any = No
         f"model: got a {kind}; wanted a path, bytes, an onnx.ModelProto, an onnx_ir.Model, a torch "
         "module or an ExportedProgram."
     )
+
+
+def content_of(model: ir.Model) -> Iterator[bytes]:
+    """What decides the model's results, for a hash; weights in files of their own included."""
+    yield ir.to_proto(model).SerializeToString(deterministic=True)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value.tobytes()
 
 
 def _from_path(path: Path) -> ir.Model:

@@ -111,7 +111,7 @@ def _checkpoints(
     """Where the run keeps what it has finished; emptied unless it resumes."""
     if how.work is None:
         return None
-    key = run_key(ir.to_proto(model).SerializeToString(), recipe, samples.batches(_HASHED))
+    key = run_key(model, recipe, samples.batches(_HASHED))
     checkpoints = Checkpoints(Path(how.work), key)
     if not how.resume:
         checkpoints.clear()

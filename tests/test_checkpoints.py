@@ -6,17 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
 import ptq
 from ptq.checkpoints import Checkpoints, run_key
 from ptq.ladder import Step
+from ptq.model import load
 from ptq.opening import RunOptions
 from ptq.passes.context import Progress
 from ptq.passes.learn_rounding import LearnRounding
 from ptq.plan import Plan
 from ptq.recipe import Recipe
 from tests.conv_net import conv_net, conv_samples
+from tests.small_cnn import small_cnn
 
 RECIPE = Recipe(weight_bits=3, activation_bits=4, samples=32, effort="default")
 
@@ -75,13 +79,28 @@ def test_without_resume_everything_is_done_again(tmp_path: Path) -> None:
     assert again[0].done == 1
 
 
+def with_weight(folder: Path, scale: float) -> ir.Model:
+    """One whose weights lie in a file beside it."""
+    weight = np.full((6, 3, 3, 3), scale, np.float32)
+    path = folder / "m.onnx"
+    for old in folder.glob("m.*"):
+        old.unlink()
+    onnx.save(
+        small_cnn(weight=weight), path, save_as_external_data=True, size_threshold=0,
+        location="m.data",
+    )  # fmt: skip
+    return load(path)
+
+
 def test_another_run_never_takes_it_up(tmp_path: Path) -> None:
     batch = {"x": np.zeros((2, 3), np.float32)}
+    key = run_key(with_weight(tmp_path, 2.0), Recipe(), [batch])
+    model = with_weight(tmp_path, 1.0)
     keys = {
-        run_key(b"model", Recipe(), [batch]),
-        run_key(b"other", Recipe(), [batch]),
-        run_key(b"model", Recipe(seed=1), [batch]),
-        run_key(b"model", Recipe(), [{"x": np.ones((2, 3), np.float32)}]),
+        key,
+        run_key(model, Recipe(), [batch]),
+        run_key(model, Recipe(seed=1), [batch]),
+        run_key(model, Recipe(), [{"x": np.ones((2, 3), np.float32)}]),
     }
     assert len(keys) == 4
     one, other, *_ = (Checkpoints(tmp_path, key) for key in keys)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -138,3 +139,26 @@ def test_integer_boundaries_take_and_give_codes() -> None:
     plain = ort.InferenceSession(to_bytes(floats), providers=["CPUExecutionProvider"])
     (logits,) = plain.run(None, {"image": image})
     np.testing.assert_array_equal(result.plan.activations["logits"].dequantize(codes), logits)
+
+
+def test_weights_beside_the_model_change_nothing(tmp_path: Path) -> None:
+    """Here of a convolution, and of a table with more channels than simplification reads."""
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 21]>
+    g (float[N, 3, 8, 8] x) => (float[N, 1100, 4, 4] y) {
+        c = Conv <strides = [2, 2]> (x, weight)
+        s = Sigmoid(c)
+        y = Mul(s, scale)
+    }""")
+    rng = np.random.default_rng(0)
+    for name, shape in (("weight", (1100, 3, 2, 2)), ("scale", (1100, 1, 1))):
+        array = rng.normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.save(model, tmp_path / "within.onnx")
+    onnx.save(model, tmp_path / "beside.onnx", save_as_external_data=True, size_threshold=0)
+    samples = [{"x": rng.normal(size=(8, 3, 8, 8)).astype(np.float32)}]
+    recipe = ptq.Recipe(rounding="nearest", effort="fast")
+    within, beside = (
+        to_bytes(ptq.quantize(tmp_path / f"{name}.onnx", samples, recipe).model)
+        for name in ("within", "beside")
+    )
+    assert within == beside

@@ -89,9 +89,8 @@ def evaluate_table(
     initializers = []
     for value in operands.values():
         if value.const_value is not None:
-            tensor = ir.to_proto(value.const_value)
-            tensor.name = str(value.name)
-            initializers.append(tensor)
+            array = value.const_value.numpy()  # a proto might only name a file
+            initializers.append(ir.to_proto(ir.tensor(array, name=value.name)))
     graph = onnx.helper.make_graph(
         [ir.to_proto(node) for node in unit.nodes],
         "table",

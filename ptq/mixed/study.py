@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from ptq import __version__
 from ptq.calib_data import Preprocess
 from ptq.errors import CalibrationError
 from ptq.histogram import Histogram
 from ptq.integer.outline import outline
-from ptq.model import load
+from ptq.model import content_of, load
 from ptq.opening import Run, begin
 from ptq.passes.context import Batch, Context, Progress
 from ptq.pipeline import collect_histograms
@@ -66,7 +65,8 @@ class Study:
         """Hash of the float model, the samples, what rounds them, and ptq's version."""
         recipe = self.recipe.replace(**DO_NOT_ROUND)
         digest = hashlib.blake2b(f"{__version__} {recipe.to_json()}".encode(), digest_size=12)
-        digest.update(ir.to_proto(self.context.model).SerializeToString(deterministic=True))
+        for part in content_of(self.context.model):
+            digest.update(part)
         for batch in self.context.batches(64):
             for name, x in sorted(batch.items()):
                 digest.update(f"{name} {x.dtype} {x.shape}".encode())
