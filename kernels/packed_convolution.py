@@ -6,8 +6,8 @@ outputs by `vectors` of out channels stays in registers until its sums are compl
 requantisation follows at once. A matrix product is the case of a window of one pixel.
 
 Weights that are codes of a palette are decoded in the loop where each is read once, and by threads
-of a GPU; for tiles of more pixels a block's weights are decoded into a panel, which all tiles then
-read from the cache.
+of a GPU; for several tiles of pixels a block's weights are decoded into a panel, which all tiles
+then read from the cache.
 """
 
 from __future__ import annotations
@@ -163,7 +163,12 @@ class PackedConvolution:
     @property
     def in_panels(self) -> bool:
         """True if weights are decoded for all tiles of a block at once."""
-        return self.bits > 0 and self.tile.pixels > 1 and not self.how.by_thread
+        return self.bits > 0 and not self.reads_once and not self.how.by_thread
+
+    @property
+    def reads_once(self) -> bool:
+        """True if there is one tile of pixels, which weights only pass."""
+        return self.samples * self.out_rows * self.tiles == 1
 
     @property
     def tiles(self) -> int:
@@ -237,7 +242,7 @@ class PackedConvolution:
             step_quads = UNIT if weights.coded else group
             with T.serial(0, self.quads // step_quads) as step:
                 quads = [step * step_quads + q for q in range(step_quads)]
-                if self.tile.pixels == 1 and not self.how.by_thread:
+                if self.reads_once and not self.how.by_thread:
                     self._fetch(weights, number, step, self.quads // step_quads)
                 factors = [self._factors(weights, number, quads, v) for v in range(vectors)]
                 for p in range(pixels):

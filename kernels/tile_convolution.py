@@ -62,6 +62,11 @@ class TileConvolution(PackedConvolution):
     """
 
     @property
+    def reads_once(self) -> bool:
+        """Never: tiles are loaded from memory, so that is where decoded weights go first."""
+        return False
+
+    @property
     def count(self) -> int:
         """Tiles of pixels in all rows."""
         return self.samples * self.out_rows * self.tiles

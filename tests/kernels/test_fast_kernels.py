@@ -326,9 +326,9 @@ def test_pairs_of_the_flattened_window_stay_pairs_where_runs_are_odd() -> None:
 
 @pytest.mark.parametrize("bits", [0, 4])
 def test_weights_that_are_read_once_are_fetched_ahead(bits: int) -> None:
-    """Several rows share what is in the cache already."""
+    """Several tiles share what is in the cache already."""
     target = Description("llvm", "x86_64-linux-gnu", "cascadelake").target()
-    for pixels, wanted in ((1, True), (4, False)):
+    for pixels, wanted in ((4, True), (2, False), (1, False)):
         kernel = PackedConvolution(
             "avx512vnni", Tile(pixels, 2, 4), (0,), 64, 0, 64, 1, 4, 32, ROUND, bits=bits
         )

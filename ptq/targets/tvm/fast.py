@@ -25,30 +25,21 @@ from ptq.targets.tvm.images import as_image, in_quads, padded, pixels_of
 from ptq.targets.tvm.lowering import Lowering, Operand
 from ptq.targets.tvm.quad_tiles import quad_kernel, quad_weights, takes_quads
 from ptq.targets.tvm.tensor_cores import tensor_kernel, with_weights
+from ptq.targets.tvm.vector_tiles import vector_tile
 
 Array = npt.NDArray[Any]
-TILES = {
-    "avx2": ((Tile(4, 2, 4), 1.0), (Tile(3, 3, 4), 1.04), (Tile(6, 1, 4), 1.1)),
-    "avxvnni": ((Tile(4, 2, 2), 1.0), (Tile(6, 1, 2), 1.1)),
-    "avx512vnni": ((Tile(6, 4, 2), 1.0), (Tile(8, 2, 2), 1.1), (Tile(12, 1, 2), 1.2)),
-    "dotprod": ((Tile(6, 4, 1), 1.0), (Tile(8, 2, 1), 1.1), (Tile(12, 1, 1), 1.2)),
-}
-"""With the time of a vector of channels, relative; only AVX2's were measured."""
 MOST_QUADS = 8
 """What 16 bits hold of weights up to 8 in magnitude, on AVX2."""
 SMALL_WEIGHTS = Tile(8, 1, MOST_QUADS)
 """For these: so few other instructions that one vector of channels is enough for each code."""
-ONE_ROW = {
-    "avx2": Tile(1, 4, 4),
-    "avxvnni": Tile(1, 4, 4),
-    "avx512vnni": Tile(1, 4, 4),
-    "dotprod": Tile(1, 4, 4),
-}
 WORTH_PLACES = 1.2
 """What the number of tiles has to fall by."""
 NO_ISA = "the target has no vector instructions that fast kernels are written for"
 SMALLEST_PALETTE = 64
 """Weights of a channel below which its table takes more than its codes save."""
+MOST_PIXELS_DECODED = {"avx2": 2, "avxvnni": 4, "avx512vnni": 6, "dotprod": 1, "dp4a": 1}
+"""The most pixels that the only tile may have for codes to win over int8; Arm's and GPUs' were not
+measured."""
 LARGE_BYTES = 1 << 20
 """Int8 weights that a second-level cache hardly holds: reading fewer bytes wins over decoding."""
 MOST_PANEL_BYTES = 1 << 20
@@ -89,10 +80,12 @@ def _packed(state: Lowering, step: Convolve, isa: dot.Isa) -> None:
     if isa.pairs:
         runs, rows = whole_pairs(runs, rows)
     run = rows.shape[2]
-    pixels = image.samples * image.out_rows * image.out_width
+    single = tall == wide == 1 and step.strides == (1, 1) and image.is_dense
+    lines = image.samples * image.out_rows
+    pixels = lines * image.out_width
     kernel = PackedConvolution(
         isa.name,
-        _tile(state, isa, out, pixels, (len(runs), run), step.groups),
+        _tile(state, isa, out, 1 if single else lines, pixels, (len(runs), run), step.groups),
         tuple(runs),
         run,
         step.strides[0] * image.row_bytes,
@@ -107,7 +100,7 @@ def _packed(state: Lowering, step: Convolve, isa: dot.Isa) -> None:
         group_bytes=image.group_bytes,
         y=_places(state, step),
     )
-    if tall == wide == 1 and step.strides == (1, 1) and image.is_dense:
+    if single:
         kernel = _as_one_row(kernel, ROWS if "amx" in state.features else kernel.tile.pixels)
     _call_packed(state, step, kernel, rows, image.operand)
 
@@ -139,23 +132,15 @@ def _with_room(weight: Array, channels: int) -> Array:
 
 
 def _tile(
-    state: Lowering, isa: dot.Isa, out: int, pixels: int, runs: tuple[int, int], groups: int = 1
-) -> Tile:
-    """The tile that computes least for nothing, as few channels do not fill its vectors.
-
-    runs: how many the window has, and bytes of each.
-    """
-    full = -(-out // isa.lanes)  # vectors
-    if isa.by_thread:
-        in_units = state.weights == "packed" and runs[0] * runs[1] >= SMALLEST_PALETTE
-        return gpu_tile(full, groups, pixels, runs[1], in_units=in_units)
-
-    def cost(choice: tuple[Tile, float]) -> float:
-        tile, each = choice
-        return each * tile.vectors * -(-full // tile.vectors)
-
-    tile = min(TILES[isa.name], key=cost)[0] if pixels > 1 else ONE_ROW[isa.name]
-    return tile if pixels > 1 else replace(tile, vectors=min(tile.vectors, full))
+    state: Lowering, isa: dot.Isa, out: int, rows: int, pixels: int, runs: tuple[int, int],
+    groups: int = 1,
+) -> Tile:  # fmt: skip
+    """rows: as vector_tile's. runs: how many the window has, and bytes of each."""
+    vectors = -(-out // isa.lanes)
+    if not isa.by_thread:
+        return vector_tile(isa.name, vectors, rows, pixels)
+    in_units = state.weights == "packed" and runs[0] * runs[1] >= SMALLEST_PALETTE
+    return gpu_tile(vectors, groups, pixels, runs[1], in_units=in_units)
 
 
 def _call_packed(
@@ -170,7 +155,11 @@ def _call_packed(
         constants = _constants(state, step, tensor.rounding, sums, room)
         state.call(step.name, tensor, *weights, *constants, x, state.codes(step.output))
         return
-    if "amx" in state.features and kernel.tile.pixels > 1:
+    if (
+        "amx" in state.features
+        and kernel.tile.pixels > 1
+        and not _waits_for_weights(kernel, rows.size)
+    ):
         kernel = in_tiles(kernel)
     kernel, rows = _tuned(state, *_safe(kernel, rows))
     constants = _constants(
@@ -181,16 +170,24 @@ def _call_packed(
     state.call(step.name, kernel, *weights, *constants, x, state.codes(step.output))
 
 
+def _waits_for_weights(kernel: PackedConvolution, size: int) -> bool:
+    """True if they come from memory for so few pixels that this takes longer than the sums."""
+    return (
+        kernel.reads_once
+        and kernel.tile.pixels <= MOST_PIXELS_DECODED[kernel.isa]
+        and size >= LARGE_BYTES
+    )
+
+
 def _stored(
     state: Lowering, kernel: PackedConvolution, packed: Array
 ) -> tuple[PackedConvolution, list[Operand]]:
     """Weights as int8, or as codes, which the kernel decodes."""
-    once = kernel.tile.pixels == 1
     wanted = state.weights == "packed" or (
-        state.weights == "auto" and once and packed.nbytes >= LARGE_BYTES
+        state.weights == "auto" and _waits_for_weights(kernel, packed.size)
     )
-    small = packed.nbytes // kernel.blocks <= MOST_PANEL_BYTES
-    found = find_palette(packed, kernel.how) if wanted and (once or small) else None
+    fits = kernel.reads_once or packed.nbytes // kernel.blocks <= MOST_PANEL_BYTES
+    found = find_palette(packed, kernel.how) if wanted and fits else None
     if found is None or found.codes.nbytes + found.tables.nbytes >= packed.nbytes:
         return kernel, [state.constant(in_order(packed, kernel.how))]
     coded = in_order(found.codes, kernel.how), found.tables
@@ -294,7 +291,7 @@ def fast_gemm(state: Lowering, step: Gemm) -> str | None:
         state.call(step.name, Copy(*rows), source, made)
         source = made
     kernel = PackedConvolution(
-        isa.name, _tile(state, isa, out, count, (1, room)), (0,), room, 0, room, 1, count, out,
+        isa.name, _tile(state, isa, out, 1, count, (1, room)), (0,), room, 0, room, 1, count, out,
         _rounding(step.requantizer, isa),
     )  # fmt: skip
     rows_of_weights = _with_room(step.weight.T, room)[:, None, :]
