@@ -37,6 +37,7 @@ from ptq.passes.split_norms import split_norms
 from ptq.passes.write_mask_as_where import write_mask_as_where
 from ptq.passes.write_pads import write_pads
 from ptq.passes.write_resize_as_matmul import write_resize_as_matmul
+from ptq.passes.write_unit_norms import write_unit_norms
 from ptq.sandbox import Limits
 
 REWRITES: tuple[Rewrite, ...] = (
@@ -56,6 +57,7 @@ REWRITES: tuple[Rewrite, ...] = (
     expand_conv_transpose,
     mask_average_pool,
     write_resize_as_matmul,
+    write_unit_norms,
     divide_by_multiplying,
     write_mask_as_where,
     sink_scalars,

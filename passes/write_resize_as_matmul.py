@@ -1,23 +1,26 @@
-"""Write a linear Resize as a product with a constant interpolation matrix along each resized axis.
+"""Write a linear or cubic Resize as a product with a constant matrix along each resized axis.
 
-Along one axis a linear Resize is y = A x with A: [out, in], at most two numbers a row:
+Along one axis such a Resize is y = A x with A: [out, in], at most two or four numbers a row:
 
-    A[i, floor(u)] += 1 - frac(u),   A[i, floor(u) + 1] += frac(u)
+    linear    A[i, floor(u)] += 1 - frac(u),   A[i, floor(u) + 1] += frac(u)
+    cubic     A[i, floor(u) + k] += w(|frac(u) - k|) for k of -1, 0, 1, 2,
+              w(d) = (a + 2) d^3 - (a + 3) d^2 + 1 for d <= 1, else a (d^3 - 5 d^2 + 8 d - 4)
 
-where u = u(i) clamped to [0, in - 1], and u(i) is ONNX's coordinate transformation. Axes are
-independent, so
+where u = u(i) is ONNX's coordinate transformation, clamped to [0, in - 1] if linear, and places
+outside are those of the edge. Axes are independent, so
 
     Resize(x) = ... Transpose(MatMul(Transpose(MatMul(x, A_w')), A_h')) ...
 
 and an integer matrix product can run it.
 
-Left alone: other modes, antialias, exclude_outside, tf_crop_and_resize, keep_aspect_ratio policies,
+Left alone: other modes, antialias, tf_crop_and_resize, keep_aspect_ratio policies,
 unknown sizes along a resized axis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +30,7 @@ from ptq.passes.rewriting import (
     add_initializer,
     constant,
     dim,
+    float_attribute,
     input_at,
     int_attribute,
     ints_attribute,
@@ -38,10 +42,21 @@ from ptq.passes.rewriting import (
 )
 
 Vector = npt.NDArray[np.float64]
+Places = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """mode: linear or cubic. a: of cubic. inside: weights of places outside are left out."""
+
+    mode: str = "linear"
+    coordinates: str = "half_pixel"
+    a: float = -0.75
+    inside: bool = False
 
 
 def write_resize_as_matmul(graph: ir.Graph) -> int:
-    """Rewrite every linear Resize of `graph` that allows it; returns how many."""
+    """Rewrite every such Resize of `graph` that allows it; returns how many."""
     return sum(_rewrite(graph, node) for node in graph if is_op(node, "Resize"))
 
 
@@ -68,11 +83,10 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> bool:
 
 def _is_plain(node: ir.Node) -> bool:
     return (
-        string_attribute(node, "mode", "nearest") == "linear"
+        string_attribute(node, "mode", "nearest") in _TAPS
         and string_attribute(node, "coordinate_transformation_mode", "half_pixel") in _COORDINATES
         and string_attribute(node, "keep_aspect_ratio_policy", "stretch") == "stretch"
         and not int_attribute(node, "antialias", 0)
-        and not int_attribute(node, "exclude_outside", 0)
     )
 
 
@@ -104,26 +118,53 @@ def _scales(node: ir.Node) -> dict[int, tuple[int, int, float]] | None:
 
 
 def _matrices(node: ir.Node, scales: dict[int, tuple[int, int, float]]) -> dict[int, Vector]:
-    mode = string_attribute(node, "coordinate_transformation_mode", "half_pixel")
+    how = Interpolation(
+        string_attribute(node, "mode", "nearest"),
+        string_attribute(node, "coordinate_transformation_mode", "half_pixel"),
+        float_attribute(node, "cubic_coeff_a", -0.75),
+        bool(int_attribute(node, "exclude_outside", 0)),
+    )
     matrices = {}
     for axis, (before, after, scale) in sorted(scales.items()):
-        matrix = interpolation_matrix(before, after, scale, mode)
+        matrix = interpolation_matrix(before, after, scale, how)
         if before != after or not np.array_equal(matrix, np.eye(before)):
             matrices[axis] = matrix
     return matrices
 
 
-def interpolation_matrix(before: int, after: int, scale: float, mode: str) -> Vector:
-    """A: [after, before] float64, rows sum to 1."""
-    places = _COORDINATES[mode](np.arange(after, dtype=np.float64), before, after, scale)
+def _linear(places: Vector, before: int, a: float) -> tuple[Places, Vector]:
     clamped = np.clip(places, 0, before - 1)
     low = np.floor(clamped).astype(np.int64)
-    high = np.minimum(low + 1, before - 1)
     fraction = clamped - low
-    matrix = np.zeros((after, before))
-    rows = np.arange(after)
-    np.add.at(matrix, (rows, low), 1 - fraction)
-    np.add.at(matrix, (rows, high), fraction)
+    return low[:, None] + np.arange(2), np.stack([1 - fraction, fraction], axis=1)
+
+
+def _cubic(places: Vector, before: int, a: float) -> tuple[Places, Vector]:
+    low = np.floor(places).astype(np.int64)
+    steps = np.arange(-1, 3)
+    d = np.abs((places - low)[:, None] - steps)
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((d - 5) * d + 8) * d * a - 4 * a
+    return low[:, None] + steps, np.where(d <= 1, near, far)
+
+
+_TAPS: dict[str, Callable[[Vector, int, float], tuple[Places, Vector]]] = {
+    "linear": _linear,
+    "cubic": _cubic,
+}
+"""Places u [out], in, a -> where each output reads [out, taps], and its weights [out, taps]."""
+
+
+def interpolation_matrix(before: int, after: int, scale: float, how: Interpolation) -> Vector:
+    """A: [after, before] float64, rows sum to 1."""
+    places = _COORDINATES[how.coordinates](np.arange(after, dtype=np.float64), before, after, scale)
+    taps, weights = _TAPS[how.mode](places, before, how.a)
+    if how.inside:
+        weights = np.where((taps >= 0) & (taps < before), weights, 0)
+        weights = weights / weights.sum(axis=1, keepdims=True)
+    matrix = np.zeros((len(taps), before))
+    rows = np.broadcast_to(np.arange(len(taps))[:, None], taps.shape)
+    np.add.at(matrix, (rows, np.clip(taps, 0, before - 1)), weights)
     return matrix
 
 
