@@ -138,7 +138,8 @@ def _tile(
     """rows: as vector_tile's. runs: how many the window has, and bytes of each."""
     vectors = -(-out // isa.lanes)
     if not isa.by_thread:
-        return vector_tile(isa.name, vectors, rows, pixels)
+        large = groups * out * runs[0] * runs[1] >= LARGE_BYTES
+        return vector_tile(isa.name, vectors, rows, pixels, large=large)
     in_units = state.weights == "packed" and runs[0] * runs[1] >= SMALLEST_PALETTE
     return gpu_tile(vectors, groups, pixels, runs[1], in_units=in_units)
 

@@ -13,18 +13,19 @@ TILES = {
 """With the time of a vector of channels, relative; only AVX2's were measured."""
 FEW_SUMS = {"avx2": 8, "avxvnni": 8, "avx512vnni": 16, "dotprod": 16}
 """Vectors of sums that leave registers for the tables and codes of packed weights. So many pixels
-are one tile, whose weights are read once, straight from memory."""
+are one tile where weights are large, which are read once, straight from memory."""
 MOST_VECTORS = 4
 GROUP = 4
 """Quads added at a time in such a tile."""
 
 
-def vector_tile(isa: str, vectors: int, rows: int, pixels: int) -> Tile:
+def vector_tile(isa: str, vectors: int, rows: int, pixels: int, *, large: bool) -> Tile:
     """The tile that computes least for nothing, as few channels do not fill its vectors.
 
     vectors: of all channels. rows: of images, which tiles do not cross. pixels: of all of them.
+    large: weights come from memory; those in a cache are read more than once in less time.
     """
-    if rows == 1 and pixels <= FEW_SUMS[isa]:
+    if pixels == 1 or (large and rows == 1 and pixels <= FEW_SUMS[isa]):
         return Tile(pixels, min(vectors, MOST_VECTORS, FEW_SUMS[isa] // pixels), GROUP)
 
     def cost(choice: tuple[Tile, float]) -> float:

@@ -29,19 +29,24 @@ INPUTS, OUT = 256, 200
 @pytest.mark.parametrize("isa", TILES)
 def test_few_pixels_are_one_tile(isa: str) -> None:
     for pixels in range(1, FEW_SUMS[isa] + 1):
-        tile = vector_tile(isa, 9, 1, pixels)
+        tile = vector_tile(isa, 9, 1, pixels, large=True)
         assert tile.pixels == pixels
         assert 1 <= tile.vectors * pixels <= FEW_SUMS[isa]
-    assert vector_tile(isa, 9, 1, FEW_SUMS[isa] + 1).pixels <= FEW_SUMS[isa]
+    assert vector_tile(isa, 9, 1, FEW_SUMS[isa] + 1, large=True).pixels <= FEW_SUMS[isa]
 
 
 def test_vectors_are_no_more_than_the_channels_fill() -> None:
-    assert vector_tile("avx512vnni", 1, 1, 2) == Tile(2, 1, 4)
+    assert vector_tile("avx512vnni", 1, 1, 2, large=True) == Tile(2, 1, 4)
+
+
+def test_small_weights_are_read_from_the_cache() -> None:
+    """Sixteen pixels by one vector take half as long again there as six by four."""
+    assert vector_tile("avx512vnni", 8, 1, 16, large=False) == Tile(6, 4, 2)
 
 
 def test_rows_of_images_are_not_crossed() -> None:
     """Four rows of four: a tile of 16 pixels would be three quarters empty."""
-    assert vector_tile("avx512vnni", 8, 4, 16).pixels < 16
+    assert vector_tile("avx512vnni", 8, 4, 16, large=True).pixels < 16
 
 
 @pytest.mark.parametrize("weights", ["auto", "packed"])
